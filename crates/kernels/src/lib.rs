@@ -1,0 +1,1 @@
+//! CPU arithmetic: quantised and float products, attention, norms and rotary positions, with runtime dispatch.

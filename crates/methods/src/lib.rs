@@ -1,0 +1,1 @@
+//! Every published method, one file each, and the registry that lists them.

@@ -1,0 +1,1 @@
+//! From files to backbones: GGUF and safetensors, tokenizers, chat templates, the store, and the architectures.

@@ -1,0 +1,1 @@
+//! The library's front door: joins models, methods and loops into sessions.

@@ -1,0 +1,1 @@
+//! Toy models, laws and tolerances for tests.
