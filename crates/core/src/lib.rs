@@ -1,1 +1,36 @@
-//! Tokens, passes, cache table, plans, role traits and events: the vocabulary every other crate speaks.
+//! The vocabulary of Tessera: tokens, passes, the cache table, keep-plans, backbones, method
+//! entries, events and probability maths.
+//!
+//! Every other crate speaks these types and no crate below this one exists. There is no tensor
+//! arithmetic here: a [`Backbone`] executes a [`Pass`], this crate only says what one is.
+
+pub mod backbone;
+pub mod cache;
+pub mod error;
+pub mod pass;
+pub mod plan;
+pub mod visible;
+
+pub use backbone::{
+    Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Vocabulary,
+};
+pub use cache::{CacheTable, KeyForm};
+pub use error::Error;
+pub use pass::{
+    Condition, HiddenSite, Input, KeySet, Layers, Mask, Pass, Reveal, RowsOut, Segment,
+    SegmentReveal, Sites, Taps, Write,
+};
+pub use plan::{Keep, KeepPlan, Merge};
+pub use visible::{Span, Visible};
+
+/// A token's index in its model's vocabulary.
+pub type TokenId = u32;
+
+/// The place of a token in its sequence, counted from 0. Not the index of its cache row.
+pub type Position = u32;
+
+/// The index of a row in a cache. Rows move when a cache is compacted; positions do not.
+pub type Row = u32;
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
