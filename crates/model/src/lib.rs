@@ -1,1 +1,4 @@
-//! From files to backbones: GGUF and safetensors, tokenizers, chat templates, the store, and the architectures.
+//! From files to backbones: GGUF and safetensors, tokenizers, chat templates, the store, and the
+//! architectures.
+
+pub mod arch;
