@@ -2,3 +2,7 @@
 //! architectures.
 
 pub mod arch;
+mod file_error;
+pub mod gguf;
+
+pub use file_error::{Fault, FileError};

@@ -1,0 +1,68 @@
+//! Real files, where they are: their heads as published, and a few bytes of their tensors.
+
+use std::path::PathBuf;
+
+use tessera_model::gguf::{Gguf, TensorType};
+
+/// The file, or `None` after saying that the test is skipped.
+fn model(name: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os("TESSERA_TEST_MODELS").map(PathBuf::from);
+    let path = dir.map(|dir| dir.join(name)).filter(|path| path.is_file());
+    if path.is_none() {
+        let must = std::env::var_os("TESSERA_REQUIRE_MODELS").is_some_and(|v| v == "1");
+        assert!(!must, "{name} is not in TESSERA_TEST_MODELS");
+        println!("skipped: {name} is not in TESSERA_TEST_MODELS");
+    }
+    path
+}
+
+#[test]
+fn smollm2_head_and_tensors_are_as_published() {
+    let Some(path) = model("smollm2.gguf") else { return };
+    let file = Gguf::open(&path).unwrap();
+    let meta = file.metadata();
+    assert_eq!((file.version(), file.alignment(), file.file_bytes()), (3, 32, 98_362_432));
+    assert_eq!((file.tensors().len(), meta.len()), (272, 33));
+    assert_eq!(meta.str("general.architecture").unwrap(), "llama");
+    assert_eq!(meta.u32("llama.block_count").unwrap(), 30);
+    assert_eq!(meta.f32("llama.rope.freq_base").unwrap(), 100_000.0);
+    assert!(!meta.bool("tokenizer.ggml.add_bos_token").unwrap());
+    let tokens = meta.arr_str("tokenizer.ggml.tokens").unwrap();
+    assert_eq!(tokens.len(), 49_152);
+    assert_eq!(tokens.iter().count(), 49_152);
+    assert_eq!(tokens.iter().nth(1), Some("<|im_start|>"));
+    assert_eq!(meta.arr_i32("tokenizer.ggml.token_type").unwrap().len(), 49_152);
+    assert!(
+        meta.arr_i32("tokenizer.ggml.tokens").unwrap_err().to_string().contains("array of str")
+    );
+
+    let q = file.tensor("blk.0.attn_k.weight").unwrap();
+    assert_eq!((q.ty, q.shape.dims()), (TensorType::Q4_1, &[192, 576][..]));
+    assert_eq!(q.bytes(), 192 * 576 / 32 * 20);
+    // The same bytes, whether read from the end of the file or as a row of the tensor.
+    let raw = std::fs::read(&path).unwrap();
+    let mut bytes = Vec::new();
+    let norm = file.read_tensor("output_norm.weight", &mut bytes).unwrap();
+    assert_eq!((norm.ty, norm.shape.dims()), (TensorType::F32, &[576][..]));
+    assert_eq!(bytes, raw[98_360_128..]);
+    let table = file.tensor("token_embd.weight").unwrap();
+    file.read_rows(table, 3..5, &mut bytes).unwrap();
+    let at = 1_785_664 + 3 * 612;
+    assert_eq!(bytes, raw[at..at + 2 * 612]);
+}
+
+#[test]
+fn the_other_catalogue_files_open() {
+    for (name, arch, tensors, vocabulary) in [
+        ("gemma3-270m.gguf", "gemma3", 236, 262_144),
+        ("qwen2.5-coder-0.5b.gguf", "qwen2", 291, 151_936),
+        ("qwen2.5-coder-1.5b.gguf", "qwen2", 339, 151_936),
+    ] {
+        let Some(path) = model(name) else { continue };
+        let file = Gguf::open(&path).unwrap();
+        assert_eq!(file.metadata().str("general.architecture").unwrap(), arch);
+        assert_eq!(file.tensors().len(), tensors, "{name}");
+        let tokens = file.metadata().arr_str("tokenizer.ggml.tokens").unwrap();
+        assert_eq!(tokens.iter().count(), vocabulary);
+    }
+}
