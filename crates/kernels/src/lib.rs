@@ -2,8 +2,12 @@
 
 mod error;
 mod isa;
+mod pack;
 mod pool;
+mod product;
 
 pub use error::{KernelError, Result};
 pub use isa::{ISA_VARIABLE, Isa};
+pub use pack::{Matrix, WeightType, dequantize};
 pub use pool::{DEFAULT_SPIN, Pool};
+pub use product::{Activations, Target, product};
