@@ -4,5 +4,7 @@
 pub mod arch;
 mod file_error;
 pub mod gguf;
+#[doc(hidden)]
+pub mod toy;
 
 pub use file_error::{Fault, FileError};
