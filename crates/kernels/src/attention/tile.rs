@@ -1,0 +1,928 @@
+//! How an attention call is cut into units, spread over threads, and put together again.
+//!
+//! A unit is one key/value head and a few query rows: its keys and values are read once for all
+//! of its queries. Units are streamed chunk by chunk where there are enough of them for the
+//! threads; otherwise each (unit, chunk) is a part of its own and the partial results are merged
+//! afterwards, by the same operations in the same order.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::micro::{
+    PANEL, Scores, Weighted, run_cap, run_finish, run_fold, run_scores_f16, run_scores_f32,
+    run_soften, run_weighted_f16, run_weighted_f32, run_widen,
+};
+use super::{AttendInput, CHUNK};
+use crate::{Isa, Pool};
+
+/// Queries a unit aims at: enough to pay for widening keys and values, few enough that their
+/// scores stay in the second-level cache.
+const UNIT_QUERIES: usize = 48;
+/// From one query's scores to the next: a chunk and a line, so that panels do not collide in the
+/// first-level cache.
+const S_STRIDE: usize = CHUNK + 16;
+/// From this many queries on, keys and values are widened once for all panels.
+const WIDEN_FROM: usize = 16;
+/// Key blocks widened at a time.
+const KEY_GROUP: usize = 4;
+/// Value rows widened, or read for all their columns, at a time.
+const VALUE_GROUP: usize = 64;
+/// Runs of one slot-to-row offset that the rows of a unit may share before the rest of a chunk
+/// is handled row by row.
+const MAX_SHARED: usize = 4;
+/// Most key blocks scored for all rows of a unit where its rows disagree.
+const UNION_BLOCKS: usize = 128;
+
+/// 0, 1, 2, ...: block and row numbers of contiguous runs.
+static COUNT: [u32; CHUNK + 16] = {
+    let mut count = [0; CHUNK + 16];
+    let mut i = 0;
+    while i < count.len() {
+        count[i] = i as u32;
+        i += 1;
+    }
+    count
+};
+
+/// Maximum and sum of a query; a maximum of minus infinity means no keys.
+type State = (f32, f32);
+
+const EMPTY: State = (f32::NEG_INFINITY, 0.0);
+
+/// One key/value head and the query rows `first..first + rows`.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    head: usize,
+    first: usize,
+    rows: usize,
+    /// First chunk that any of the rows sees.
+    chunk: usize,
+    /// One past the last such chunk.
+    end: usize,
+    /// Place of the unit's first partial result.
+    part: usize,
+}
+
+/// Visible keys of one row inside a chunk: slots `lo..hi` of the chunk, in rows from `row`.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    lo: usize,
+    hi: usize,
+    row: usize,
+}
+
+impl Piece {
+    fn offset(&self) -> isize {
+        self.row as isize - self.lo as isize
+    }
+
+    /// The part of the piece from chunk slot `from` on.
+    fn from(&self, from: usize) -> Option<Piece> {
+        let lo = self.lo.max(from);
+        (lo < self.hi).then(|| Piece {
+            lo,
+            hi: self.hi,
+            row: self.row + (lo - self.lo),
+        })
+    }
+}
+
+/// Slots `lo..hi` of a chunk that every row of the unit finds in cache row `slot + offset`.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    lo: usize,
+    hi: usize,
+    offset: isize,
+}
+
+/// Memory that attention reuses from call to call; starts empty.
+#[derive(Debug, Default)]
+pub struct AttendScratch {
+    units: Vec<Unit>,
+    workers: Vec<Mutex<Worker>>,
+    partial: Vec<f32>,
+    partial_state: Vec<State>,
+}
+
+impl AttendScratch {
+    /// Scratch without memory yet.
+    pub fn new() -> AttendScratch {
+        AttendScratch::default()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let workers: usize = self
+            .workers
+            .iter()
+            .map(|w| w.lock().unwrap_or_else(PoisonError::into_inner).bytes())
+            .sum();
+        workers + 4 * self.partial.capacity() + 8 * self.partial_state.capacity()
+    }
+}
+
+/// What one thread works in.
+#[derive(Debug, Default)]
+struct Worker {
+    /// The unit whose queries are packed in `q`.
+    packed: Option<usize>,
+    /// Panels `[dim][queries]`, scaled.
+    q: Vec<f32>,
+    /// The panels of a single row.
+    q_row: Vec<f32>,
+    /// Scores, then weights, by chunk slot.
+    s: Vec<f32>,
+    /// Scores by cache row, for rows that disagree.
+    by_row: Vec<f32>,
+    /// Result of the chunk at hand.
+    o: Vec<f32>,
+    state: Vec<State>,
+    /// Result so far.
+    sum: Vec<f32>,
+    sum_state: Vec<State>,
+    /// Widened keys, then values.
+    wide: Vec<f32>,
+    pieces: Vec<Piece>,
+    ends: Vec<usize>,
+    ids: Vec<u32>,
+}
+
+impl Worker {
+    fn bytes(&self) -> usize {
+        let floats = [
+            &self.q,
+            &self.q_row,
+            &self.s,
+            &self.by_row,
+            &self.o,
+            &self.sum,
+            &self.wide,
+        ];
+        4 * floats.iter().map(|v| v.capacity()).sum::<usize>()
+    }
+
+    fn pieces(&self, row: usize) -> &[Piece] {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        &self.pieces[start..self.ends[row]]
+    }
+}
+
+fn at_least<T: Clone>(v: &mut Vec<T>, n: usize, zero: T) {
+    if v.len() < n {
+        v.resize(n, zero);
+    }
+}
+
+/// A pointer that threads share; each writes only its own part.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+
+// SAFETY: users write disjoint parts, see each use.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn at(self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
+    }
+}
+
+/// The sizes of a call.
+struct Call<'a> {
+    input: &'a AttendInput<'a>,
+    isa: Isa,
+    group: usize,
+    dim: usize,
+    stride: usize,
+}
+
+/// Computes `input` (checked by the caller) into `out`.
+pub(super) fn run(
+    pool: &Pool,
+    input: &AttendInput<'_>,
+    scratch: &mut AttendScratch,
+    out: &mut [f32],
+) {
+    let call = Call {
+        input,
+        isa: pool.isa(),
+        group: input.group(),
+        dim: input.layer.dim(),
+        stride: input.layer.stride(),
+    };
+    let threads = pool.threads();
+    let unit_rows = cut(&call, threads, &mut scratch.units);
+    let units = scratch.units.as_slice();
+    let parts: usize = units.iter().map(|u| u.end - u.chunk).sum();
+    let queries = unit_rows * call.group;
+    // One unit per thread and chunk streams better than it splits.
+    let split = threads > 1 && units.len() < 4 * threads && parts > units.len();
+    if scratch.workers.len() < threads {
+        scratch.workers.resize_with(threads, Mutex::default);
+    }
+    for worker in &mut scratch.workers {
+        let worker = worker.get_mut().unwrap_or_else(PoisonError::into_inner);
+        worker.packed = None;
+    }
+    let workers = scratch.workers.as_slice();
+    let next = AtomicUsize::new(0);
+    let out = Shared(out.as_mut_ptr());
+    if !split {
+        pool.run(threads.min(units.len()), &|slot| {
+            let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(unit) = units.get(i) else { break };
+                call.stream(&mut worker, i, unit, out);
+            }
+        });
+        return;
+    }
+    at_least(&mut scratch.partial, parts * queries * call.stride, 0.0);
+    at_least(&mut scratch.partial_state, parts * queries, EMPTY);
+    let partial = Shared(scratch.partial.as_mut_ptr());
+    let states = Shared(scratch.partial_state.as_mut_ptr());
+    pool.run(threads.min(parts), &|slot| {
+        let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let part = next.fetch_add(1, Ordering::Relaxed);
+            let after = units.partition_point(|u| u.part <= part);
+            let Some(i) = after.checked_sub(1).filter(|_| part < parts) else {
+                break;
+            };
+            let unit = &units[i];
+            let at = part * queries;
+            call.pack(&mut worker, i, unit);
+            // SAFETY: parts have disjoint places of `queries` results each.
+            unsafe {
+                call.chunk(
+                    &mut worker,
+                    unit,
+                    unit.chunk + (part - unit.part),
+                    states.at(at),
+                    partial.at(at * call.stride),
+                );
+            }
+        }
+    });
+    let merge = |i: usize| {
+        let unit = &units[i];
+        for query in 0..unit.rows * call.group {
+            let at = |chunk: usize| (unit.part + chunk) * queries + query;
+            let (mut total, mut total_at) = (EMPTY, 0);
+            for chunk in 0..unit.end - unit.chunk {
+                // SAFETY: every part has been computed, and each unit merges its own.
+                unsafe {
+                    let state = *states.at(at(chunk));
+                    if state.0 == f32::NEG_INFINITY {
+                        continue;
+                    }
+                    if total.0 == f32::NEG_INFINITY {
+                        (total, total_at) = (state, at(chunk));
+                        continue;
+                    }
+                    let o = partial.at(at(chunk) * call.stride);
+                    let to = partial.at(total_at * call.stride);
+                    run_fold(call.isa, &mut total, to, state, o, call.stride);
+                }
+            }
+            // SAFETY: each (unit, query) has its own place in the output.
+            unsafe { call.emit(unit, query, total, partial.at(total_at * call.stride), out) };
+        }
+    };
+    // A hand-off costs about as much as merging this many values.
+    if parts * queries * call.stride < 1 << 16 {
+        (0..units.len()).for_each(merge);
+    } else {
+        pool.run(units.len(), &merge);
+    }
+}
+
+/// Cuts a call into units, the costliest (last rows) first; returns the rows of a full unit.
+fn cut(call: &Call<'_>, threads: usize, units: &mut Vec<Unit>) -> usize {
+    let kv_heads = call.input.layer.kv_heads();
+    let rows = call.input.rows;
+    let mut unit_rows = (UNIT_QUERIES / call.group).clamp(1, rows.max(1));
+    loop {
+        units.clear();
+        let mut part = 0;
+        for tile in (0..rows.div_ceil(unit_rows)).rev() {
+            let first = tile * unit_rows;
+            for head in 0..kv_heads {
+                let rows = unit_rows.min(rows - first);
+                let (chunk, end) = call.chunks(head, first, rows);
+                units.push(Unit {
+                    head,
+                    first,
+                    rows,
+                    chunk,
+                    end,
+                    part,
+                });
+                part += end - chunk;
+            }
+        }
+        // Too few parts for the threads: smaller units, if they can get smaller.
+        if part >= 2 * threads || threads == 1 || unit_rows * call.group <= PANEL || unit_rows == 1
+        {
+            return unit_rows;
+        }
+        unit_rows = unit_rows.div_ceil(2);
+    }
+}
+
+impl Call<'_> {
+    /// The range of chunks that some row of a unit sees.
+    fn chunks(&self, head: usize, first: usize, rows: usize) -> (usize, usize) {
+        let (mut lo, mut hi) = (usize::MAX, 0);
+        for row in first..first + rows {
+            if let [a, .., b] | [a @ b] = self.input.list(row, head) {
+                lo = lo.min(a.slot as usize / CHUNK);
+                hi = hi.max((b.slot as usize + b.len as usize).div_ceil(CHUNK));
+            }
+        }
+        if hi == 0 { (0, 0) } else { (lo, hi) }
+    }
+
+    /// Number of panels for `queries` queries: a panel fills the registers of the path.
+    fn panels(&self, queries: usize) -> usize {
+        let most = match self.isa {
+            Isa::Scalar => 1,
+            Isa::Avx2 => 6,
+            _ if queries <= PANEL => PANEL,
+            _ => 6,
+        };
+        queries.div_ceil(most)
+    }
+
+    /// Queries `a..b` of panel `i`.
+    fn panel(&self, queries: usize, i: usize) -> (usize, usize) {
+        let n = self.panels(queries);
+        (i * queries / n, (i + 1) * queries / n)
+    }
+
+    /// Scales and packs the queries of a row range into panels.
+    fn pack_rows(&self, unit: &Unit, first: usize, rows: usize, packed: &mut Vec<f32>) {
+        let queries = rows * self.group;
+        at_least(packed, queries * self.dim, 0.0);
+        for i in 0..self.panels(queries) {
+            let (a, b) = self.panel(queries, i);
+            let panel = &mut packed[a * self.dim..b * self.dim];
+            for query in a..b {
+                let row = first + query / self.group;
+                let head = unit.head * self.group + query % self.group;
+                let q = &self.input.q[(row * self.input.heads + head) * self.dim..][..self.dim];
+                for (to, x) in panel[query - a..].iter_mut().step_by(b - a).zip(q) {
+                    *to = x * self.input.scale;
+                }
+            }
+        }
+    }
+
+    fn pack(&self, w: &mut Worker, index: usize, unit: &Unit) {
+        if w.packed != Some(index) {
+            self.pack_rows(unit, unit.first, unit.rows, &mut w.q);
+            w.packed = Some(index);
+        }
+    }
+
+    /// Computes a unit chunk after chunk and writes its output.
+    fn stream(&self, w: &mut Worker, index: usize, unit: &Unit, out: Shared<f32>) {
+        self.pack(w, index, unit);
+        let queries = unit.rows * self.group;
+        let values = queries * self.stride;
+        at_least(&mut w.o, values, 0.0);
+        at_least(&mut w.sum, values, 0.0);
+        at_least(&mut w.state, queries, EMPTY);
+        at_least(&mut w.sum_state, queries, EMPTY);
+        w.sum_state[..queries].fill(EMPTY);
+        for chunk in unit.chunk..unit.end {
+            let (state, o) = (w.state.as_mut_ptr(), w.o.as_mut_ptr());
+            // SAFETY: both buffers hold `queries` results, and `chunk` leaves them in place.
+            unsafe { self.chunk(w, unit, chunk, state, o) };
+            if chunk == unit.chunk {
+                std::mem::swap(&mut w.o, &mut w.sum);
+                std::mem::swap(&mut w.state, &mut w.sum_state);
+                continue;
+            }
+            for query in 0..queries {
+                let (state, at) = (w.state[query], query * self.stride);
+                if state.0 == f32::NEG_INFINITY {
+                    continue;
+                }
+                let o = &w.o[at..at + self.stride];
+                let sum = &mut w.sum[at..at + self.stride];
+                let total = &mut w.sum_state[query];
+                if total.0 == f32::NEG_INFINITY {
+                    *total = state;
+                    sum.copy_from_slice(o);
+                } else {
+                    // SAFETY: both slices hold `stride` values; the pool's path is available.
+                    unsafe {
+                        run_fold(
+                            self.isa,
+                            total,
+                            sum.as_mut_ptr(),
+                            state,
+                            o.as_ptr(),
+                            self.stride,
+                        );
+                    }
+                }
+            }
+        }
+        for query in 0..queries {
+            let o = w.sum[query * self.stride..].as_ptr();
+            // SAFETY: each (unit, query) has its own place in the output.
+            unsafe { self.emit(unit, query, w.sum_state[query], o, out) };
+        }
+    }
+
+    /// Writes the finished result of one query.
+    ///
+    /// # Safety
+    /// `o` holds `dim` values if `state` is not empty; no other thread writes this query.
+    unsafe fn emit(
+        &self,
+        unit: &Unit,
+        query: usize,
+        state: State,
+        o: *const f32,
+        out: Shared<f32>,
+    ) {
+        let row = unit.first + query / self.group;
+        let head = unit.head * self.group + query % self.group;
+        let to = out.at((row * self.input.heads + head) * self.dim);
+        // SAFETY: the output holds `dim` values for every row and head.
+        unsafe {
+            if state.0 == f32::NEG_INFINITY {
+                std::slice::from_raw_parts_mut(to, self.dim).fill(0.0);
+            } else {
+                run_finish(self.isa, o, state.1, to, self.dim);
+            }
+        }
+    }
+
+    /// Computes one chunk of a unit whose queries are packed: its maxima and sums into `state`,
+    /// its weighted values into `o`.
+    ///
+    /// # Safety
+    /// `state` and `o` hold the unit's queries (`stride` values each in `o`), do not lie in
+    /// memory that this moves, and no other thread uses them.
+    unsafe fn chunk(
+        &self,
+        w: &mut Worker,
+        unit: &Unit,
+        chunk: usize,
+        state: *mut State,
+        o: *mut f32,
+    ) {
+        let queries = unit.rows * self.group;
+        at_least(&mut w.s, queries * S_STRIDE, 0.0);
+        self.collect(w, unit, chunk);
+        let mut segments = [Segment {
+            lo: 0,
+            hi: 0,
+            offset: 0,
+        }; MAX_SHARED];
+        let (shared, apart) = share(w, unit.rows, &mut segments);
+        for segment in &segments[..shared] {
+            self.score_segment(w, unit, segment);
+        }
+        if apart < CHUNK {
+            self.score_apart(w, unit, apart);
+        }
+        // SAFETY: `state` and `o` as promised; every range lies inside a chunk.
+        unsafe {
+            for i in 0..self.panels(queries) {
+                let (a, b) = self.panel(queries, i);
+                let (lo, hi) = self.range(w, a, b);
+                let (lo, hi) = (lo / 16 * 16, hi.next_multiple_of(16));
+                for query in a..b {
+                    *state.add(query) = self.weigh(w, unit, query, lo, hi);
+                }
+            }
+            std::slice::from_raw_parts_mut(o, queries * self.stride).fill(0.0);
+            for segment in &segments[..shared] {
+                self.add_segment(w, unit, segment, o);
+            }
+            if apart < CHUNK {
+                self.add_apart(w, unit, apart, o);
+            }
+        }
+    }
+
+    /// Lists the pieces of every row of the unit in a chunk.
+    fn collect(&self, w: &mut Worker, unit: &Unit, chunk: usize) {
+        w.pieces.clear();
+        w.ends.clear();
+        let (begin, end) = (chunk * CHUNK, (chunk + 1) * CHUNK);
+        for row in unit.first..unit.first + unit.rows {
+            let spans = self.input.list(row, unit.head);
+            let after = spans.partition_point(|s| s.slot as usize + s.len as usize <= begin);
+            for s in spans[after..]
+                .iter()
+                .take_while(|s| (s.slot as usize) < end)
+            {
+                let slot = s.slot as usize;
+                let lo = slot.max(begin);
+                w.pieces.push(Piece {
+                    lo: lo - begin,
+                    hi: (slot + s.len as usize).min(end) - begin,
+                    row: s.row as usize + (lo - slot),
+                });
+            }
+            w.ends.push(w.pieces.len());
+        }
+    }
+
+    /// The slots that queries `a..b` see: from the first to one past the last; 0, 0 if none.
+    fn range(&self, w: &Worker, a: usize, b: usize) -> (usize, usize) {
+        let (mut lo, mut hi) = (CHUNK, 0);
+        for row in a / self.group..b.div_ceil(self.group) {
+            if let [first, .., last] | [first @ last] = w.pieces(row) {
+                lo = lo.min(first.lo);
+                hi = hi.max(last.hi);
+            }
+        }
+        if hi == 0 { (0, 0) } else { (lo, hi) }
+    }
+
+    /// Scores of all queries for a shared segment.
+    fn score_segment(&self, w: &mut Worker, unit: &Unit, segment: &Segment) {
+        let queries = unit.rows * self.group;
+        let block = self.dim * 16;
+        let keys = self.input.layer.keys(unit.head);
+        let row = |slot: usize| slot.wrapping_add_signed(segment.offset);
+        let first = row(segment.lo) / 16;
+        let end = row(segment.hi).div_ceil(16);
+        let widen = queries >= WIDEN_FROM;
+        let step = if widen { KEY_GROUP } else { end - first };
+        at_least(&mut w.wide, if widen { KEY_GROUP * block } else { 0 }, 0.0);
+        for b in (first..end).step_by(step) {
+            let n = step.min(end - b);
+            let k = keys[b * block..(b + n) * block].as_ptr();
+            if widen {
+                // SAFETY: `n dim` vectors of 16 on both sides; the pool's path is available.
+                unsafe { run_widen(self.isa, k, w.wide.as_mut_ptr(), n * self.dim) };
+            }
+            for i in 0..self.panels(queries) {
+                let (qa, qb) = self.panel(queries, i);
+                let (lo, hi) = self.range(w, qa, qb);
+                let (lo, hi) = (lo.max(segment.lo), hi.min(segment.hi));
+                if lo >= hi {
+                    continue;
+                }
+                let lo = row(lo).max(b * 16) - b * 16;
+                let hi = row(hi).saturating_sub(b * 16).min(n * 16);
+                if lo >= hi {
+                    continue;
+                }
+                // Blocks before and after the panel's keys are not computed.
+                let skip = lo / 16;
+                let slot = ((b + skip) * 16).wrapping_add_signed(-segment.offset);
+                let job = Scores {
+                    q: w.q[qa * self.dim..].as_ptr(),
+                    r: qb - qa,
+                    dim: self.dim,
+                    k: k.wrapping_add(skip * block),
+                    blocks: COUNT.as_ptr(),
+                    n: hi.div_ceil(16) - skip,
+                    out: w
+                        .s
+                        .as_mut_ptr()
+                        .wrapping_add(qa * S_STRIDE)
+                        .wrapping_add(slot),
+                    stride: S_STRIDE,
+                    lo: lo - skip * 16,
+                    hi: hi - skip * 16,
+                };
+                // SAFETY: the panel holds `r` queries; the blocks lie in the head's keys (spans
+                // are checked against its rows) or in their widened copy; lanes `lo..hi` are
+                // slots of this chunk.
+                unsafe {
+                    if widen {
+                        let k = w.wide.as_ptr().add(skip * block);
+                        run_scores_f32(self.isa, &with_keys(job, k));
+                    } else {
+                        run_scores_f16(self.isa, &job);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Scores of the pieces from chunk slot `apart` on, where rows of the unit keep the same slot
+    /// in different cache rows (the tail of a tree), or one row's keys are scattered.
+    fn score_apart(&self, w: &mut Worker, unit: &Unit, apart: usize) {
+        let tail = |p: &Piece| p.from(apart);
+        let (mut first, mut last, mut keys) = (usize::MAX, 0, 0);
+        for p in w.pieces.iter().filter_map(tail) {
+            first = first.min(p.row);
+            last = last.max(p.row + (p.hi - p.lo));
+            keys += p.hi - p.lo;
+        }
+        let (first, end) = (first / 16, last.div_ceil(16));
+        let blocks = end - first;
+        let mut w_ids = std::mem::take(&mut w.ids);
+        if blocks <= UNION_BLOCKS && blocks <= 2 * keys {
+            // Few blocks: score all of them for all queries, then pick.
+            let queries = unit.rows * self.group;
+            let stride = blocks * 16;
+            w_ids.clear();
+            w_ids.extend(first as u32..end as u32);
+            self.score_blocks(unit, &w.q, queries, &w_ids, &mut w.by_row);
+            for row in 0..unit.rows {
+                for query in row * self.group..(row + 1) * self.group {
+                    let start = if row == 0 { 0 } else { w.ends[row - 1] };
+                    for p in w.pieces[start..w.ends[row]].iter().filter_map(tail) {
+                        let from = query * stride + (p.row - first * 16);
+                        let to = query * S_STRIDE;
+                        w.s[to + p.lo..to + p.hi]
+                            .copy_from_slice(&w.by_row[from..from + (p.hi - p.lo)]);
+                    }
+                }
+            }
+        } else {
+            for row in 0..unit.rows {
+                let start = if row == 0 { 0 } else { w.ends[row - 1] };
+                let pieces = &w.pieces[start..w.ends[row]];
+                let rows = || {
+                    pieces
+                        .iter()
+                        .filter_map(tail)
+                        .flat_map(|p| (p.lo..p.hi).map(move |slot| (slot, p.row + (slot - p.lo))))
+                };
+                w_ids.clear();
+                for (_, key) in rows() {
+                    let block = (key / 16) as u32;
+                    if w_ids.last() != Some(&block) {
+                        w_ids.push(block);
+                    }
+                }
+                self.pack_rows(unit, unit.first + row, 1, &mut w.q_row);
+                self.score_blocks(unit, &w.q_row, self.group, &w_ids, &mut w.by_row);
+                let stride = w_ids.len() * 16;
+                let mut at = 0;
+                for (slot, key) in rows() {
+                    if w_ids[at] != (key / 16) as u32 {
+                        at += 1;
+                    }
+                    for query in 0..self.group {
+                        w.s[(row * self.group + query) * S_STRIDE + slot] =
+                            w.by_row[query * stride + at * 16 + key % 16];
+                    }
+                }
+            }
+        }
+        w.ids = w_ids;
+    }
+
+    /// Scores of packed queries against whole key blocks: `[queries][16 * blocks]`.
+    fn score_blocks(
+        &self,
+        unit: &Unit,
+        q: &[f32],
+        queries: usize,
+        blocks: &[u32],
+        out: &mut Vec<f32>,
+    ) {
+        let stride = blocks.len() * 16;
+        at_least(out, queries * stride, 0.0);
+        for i in 0..self.panels(queries) {
+            let (a, b) = self.panel(queries, i);
+            let job = Scores {
+                q: q[a * self.dim..b * self.dim].as_ptr(),
+                r: b - a,
+                dim: self.dim,
+                k: self.input.layer.keys(unit.head).as_ptr(),
+                blocks: blocks.as_ptr(),
+                n: blocks.len(),
+                out: out[a * stride..b * stride].as_mut_ptr(),
+                stride,
+                lo: 0,
+                hi: stride,
+            };
+            // SAFETY: the panel and the output are sized above; the blocks hold rows that the
+            // checked spans name.
+            unsafe { run_scores_f16(self.isa, &job) };
+        }
+    }
+
+    /// Turns the scores of a query in slots `lo..hi` (multiples of 16) into weights.
+    fn weigh(&self, w: &mut Worker, unit: &Unit, query: usize, lo: usize, hi: usize) -> State {
+        let row = query / self.group;
+        let s = &mut w.s[query * S_STRIDE..(query + 1) * S_STRIDE];
+        let start = if row == 0 { 0 } else { w.ends[row - 1] };
+        let pieces = &w.pieces[start..w.ends[row]];
+        if pieces.is_empty() {
+            s[lo..hi].fill(0.0);
+            return EMPTY;
+        }
+        if let Some(cap) = self.input.softcap {
+            // SAFETY: `lo..hi` lies inside the chunk; the pool's path is available.
+            unsafe { run_cap(self.isa, s[lo..hi].as_mut_ptr(), (hi - lo) / 16, cap) };
+        }
+        if let Some(bias) = self.input.bias {
+            let bias = &bias.data[(unit.first + row) * bias.stride..];
+            for p in pieces {
+                for (s, b) in s[p.lo..p.hi].iter_mut().zip(&bias[p.row..]) {
+                    *s += b;
+                }
+            }
+        }
+        let mut at = lo;
+        for p in pieces {
+            s[at..p.lo].fill(f32::NEG_INFINITY);
+            at = p.hi;
+        }
+        s[at..hi].fill(f32::NEG_INFINITY);
+        // SAFETY: as above.
+        unsafe { run_soften(self.isa, s[lo..hi].as_mut_ptr(), (hi - lo) / 16) }
+    }
+
+    /// Adds the weighted values of a shared segment.
+    ///
+    /// # Safety
+    /// As for [`Call::chunk`].
+    unsafe fn add_segment(&self, w: &mut Worker, unit: &Unit, segment: &Segment, o: *mut f32) {
+        let queries = unit.rows * self.group;
+        let values = self.input.layer.values(unit.head);
+        let widen = queries >= WIDEN_FROM;
+        at_least(
+            &mut w.wide,
+            if widen { VALUE_GROUP * self.stride } else { 0 },
+            0.0,
+        );
+        let step = if widen || self.stride > 64 {
+            VALUE_GROUP
+        } else {
+            CHUNK
+        };
+        for first in (segment.lo..segment.hi).step_by(step) {
+            let end = (first + step).min(segment.hi);
+            let row = first.wrapping_add_signed(segment.offset);
+            let v = values[row * self.stride..(row + end - first) * self.stride].as_ptr();
+            if widen {
+                let n = (end - first) * self.stride / 16;
+                // SAFETY: the buffer holds a group of rows; the pool's path is available.
+                unsafe { run_widen(self.isa, v, w.wide.as_mut_ptr(), n) };
+            }
+            for i in 0..self.panels(queries) {
+                let (qa, qb) = self.panel(queries, i);
+                let (lo, hi) = self.range(w, qa, qb);
+                let (lo, hi) = (lo.max(first), hi.min(end));
+                if lo >= hi {
+                    continue;
+                }
+                let skip = (lo - first) * self.stride;
+                let job = Weighted {
+                    p: w.s[qa * S_STRIDE + lo..].as_ptr(),
+                    p_stride: S_STRIDE,
+                    r: qb - qa,
+                    v: v.wrapping_add(skip),
+                    v_stride: self.stride,
+                    rows: COUNT.as_ptr(),
+                    n: hi - lo,
+                    o: o.wrapping_add(qa * self.stride),
+                };
+                // SAFETY: the weights of slots `lo..hi` were computed by `weigh`; the rows lie in
+                // the head's values or in their widened copy; `o` holds the unit's queries.
+                unsafe {
+                    if widen {
+                        let v = w.wide.as_ptr().add(skip);
+                        run_weighted_f32(self.isa, &with_values(job, v));
+                    } else {
+                        run_weighted_f16(self.isa, &job);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the weighted values of the pieces from chunk slot `apart` on, row by row.
+    ///
+    /// # Safety
+    /// As for [`Call::chunk`].
+    unsafe fn add_apart(&self, w: &mut Worker, unit: &Unit, apart: usize, o: *mut f32) {
+        let values = self.input.layer.values(unit.head);
+        let mut ids = std::mem::take(&mut w.ids);
+        for row in 0..unit.rows {
+            let mut from = 0;
+            ids.clear();
+            let mut pieces = w
+                .pieces(row)
+                .iter()
+                .filter_map(|p| p.from(apart))
+                .peekable();
+            while let Some(p) = pieces.next() {
+                if ids.is_empty() {
+                    from = p.lo;
+                }
+                ids.extend(p.row as u32..(p.row + (p.hi - p.lo)) as u32);
+                if pieces.peek().is_some_and(|next| next.lo == p.hi) {
+                    continue;
+                }
+                for i in 0..self.panels(self.group) {
+                    let (a, b) = self.panel(self.group, i);
+                    let query = row * self.group + a;
+                    let job = Weighted {
+                        p: w.s[query * S_STRIDE + from..].as_ptr(),
+                        p_stride: S_STRIDE,
+                        r: b - a,
+                        v: values.as_ptr(),
+                        v_stride: self.stride,
+                        rows: ids.as_ptr(),
+                        n: ids.len(),
+                        o: o.wrapping_add(query * self.stride),
+                    };
+                    // SAFETY: as in `add_segment`; the rows are those of checked spans.
+                    unsafe { run_weighted_f16(self.isa, &job) };
+                }
+                ids.clear();
+            }
+        }
+        w.ids = ids;
+    }
+}
+
+fn with_keys(job: Scores<u16>, k: *const f32) -> Scores<f32> {
+    let Scores {
+        q,
+        r,
+        dim,
+        blocks,
+        n,
+        out,
+        stride,
+        lo,
+        hi,
+        ..
+    } = job;
+    Scores {
+        q,
+        r,
+        dim,
+        k,
+        blocks,
+        n,
+        out,
+        stride,
+        lo,
+        hi,
+    }
+}
+
+fn with_values(job: Weighted<u16>, v: *const f32) -> Weighted<f32> {
+    let Weighted {
+        p,
+        p_stride,
+        r,
+        v_stride,
+        rows,
+        n,
+        o,
+        ..
+    } = job;
+    Weighted {
+        p,
+        p_stride,
+        r,
+        v,
+        v_stride,
+        rows,
+        n,
+        o,
+    }
+}
+
+/// Finds the segments of a chunk in which all rows agree on where a slot is kept. Returns how
+/// many there are and the chunk slot from which rows are handled one by one.
+fn share(w: &Worker, rows: usize, segments: &mut [Segment; MAX_SHARED]) -> (usize, usize) {
+    // One row gains nothing from several segments: lists serve it as well.
+    let most = if rows == 1 { 1 } else { MAX_SHARED };
+    let (mut count, mut at) = (0, 0);
+    loop {
+        let tails = || w.pieces.iter().filter_map(|p| p.from(at));
+        let Some(first) = tails().min_by_key(|p| p.lo) else {
+            return (count, CHUNK);
+        };
+        let offset = first.offset();
+        let differs = tails().filter(|p| p.offset() != offset).map(|p| p.lo).min();
+        let stop = differs.unwrap_or(CHUNK);
+        if stop <= first.lo || count == most {
+            return (count, first.lo);
+        }
+        let agreeing = tails().filter(|p| p.offset() == offset && p.lo < stop);
+        let hi = agreeing.map(|p| p.hi.min(stop)).max().unwrap_or(first.hi);
+        segments[count] = Segment {
+            lo: first.lo,
+            hi,
+            offset,
+        };
+        count += 1;
+        at = hi;
+    }
+}

@@ -1,0 +1,540 @@
+//! Sixteen `f32` lanes: the one vector shape of attention and the elementwise kernels.
+//!
+//! Each instruction path implements the same lane-wise operations, and kernels are written once
+//! over this trait. Every operation is exactly rounded (or bitwise), sums run in a fixed lane
+//! order, and products are fused on every path, so results are bit-equal across the paths.
+//!
+//! Values come only from the unsafe constructors (`splat`, `load..`), whose caller promises that
+//! the CPU has the path's features. The operations on values are safe because of that promise.
+//! Everything is `inline(always)`: the kernels inline into a `#[target_feature]` entry.
+#![allow(unsafe_code)]
+
+/// Number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen `f32` values in the registers of one instruction path.
+pub(crate) trait Lanes: Copy {
+    /// Most queries that one register tile of scores may hold.
+    const TILE_ROWS: usize;
+    /// Whether a value is one register of 32 (AVX-512): wide tiles pay.
+    const WIDE: bool;
+
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self;
+    /// Sixteen values from `p`, any alignment.
+    unsafe fn load(p: *const f32) -> Self;
+    /// Sixteen half-precision values from `p`, widened exactly.
+    unsafe fn load_f16(p: *const u16) -> Self;
+    /// The first `n <= 16` values from `p`, the other lanes zero; reads nothing past them.
+    unsafe fn load_part(p: *const f32, n: usize) -> Self;
+    /// Writes sixteen values to `p`, any alignment.
+    unsafe fn store(self, p: *mut f32);
+    /// Writes lanes `lo..hi` to `p + lo ..`; touches nothing else, so `p` itself may lie outside
+    /// the buffer (`hi <= 16`).
+    unsafe fn store_range(self, p: *mut f32, lo: usize, hi: usize);
+
+    fn add(self, b: Self) -> Self;
+    fn sub(self, b: Self) -> Self;
+    fn mul(self, b: Self) -> Self;
+    fn div(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    fn fma(self, b: Self, c: Self) -> Self;
+    /// `self > b ? self : b` in each lane: a NaN in either gives `b`.
+    fn max(self, b: Self) -> Self;
+    /// `a < b ? yes : no` in each lane; a NaN in either gives `no`.
+    fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self;
+    /// Exchanges lanes 0 and 1, 2 and 3, and so on.
+    fn swap_pairs(self) -> Self;
+    /// For lanes holding `n + 1.5 * 2^23` (n an integer in -126..=127): `2^n`. A NaN gives 1.
+    fn exp2_of_magic(self) -> Self;
+    /// Lane 0.
+    fn first(self) -> f32;
+    /// The sum in fixed order: lane i with i + 8, then i + 4, i + 2, i + 1.
+    fn reduce_add(self) -> f32;
+    /// The largest lane, by [`Lanes::max`] over the same tree.
+    fn reduce_max(self) -> f32;
+}
+
+/// `e^x` in each lane: at most 1.2 units in the last place from -86.6 to 88.3 (measured over
+/// every 257th float); below that range 0, above it infinity; a NaN stays NaN.
+///
+/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, then `1 + r + r^2 P(r)` with `P` of degree 4, whose
+/// coefficients are a weighted minimax fit (3e-9 relative) computed for this crate.
+#[inline(always)]
+pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller promises the features of `L`.
+    unsafe {
+        let magic = L::splat(12_582_912.0);
+        let t = x.fma(L::splat(std::f32::consts::LOG2_E), magic);
+        let n = t.sub(magic);
+        // ln 2 in two parts; the high one has nine trailing zero bits, so `n * hi` is exact.
+        let r = n.fma(L::splat(-355.0 / 512.0), x);
+        let r = n.fma(L::splat(2.121_944_4e-4), r);
+        let p = L::splat(0.001_381_453_9);
+        let p = p.fma(r, L::splat(0.008_368_745));
+        let p = p.fma(r, L::splat(0.041_668_39));
+        let p = p.fma(r, L::splat(0.166_665_21));
+        let p = p.fma(r, L::splat(0.499_999_94));
+        let p = p.mul(r).fma(r, r).add(L::splat(1.0));
+        let y = p.mul(t.exp2_of_magic());
+        let y = L::select_lt(x, L::splat(-86.6), L::splat(0.0), y);
+        L::select_lt(L::splat(88.3), x, L::splat(f32::INFINITY), y)
+    }
+}
+
+/// Exact value of a half-precision number.
+pub(crate) fn widen(h: u16) -> f32 {
+    let sign = u32::from(h & 0x8000) << 16;
+    let exponent = u32::from(h >> 10) & 31;
+    let mantissa = u32::from(h & 0x3ff);
+    match exponent {
+        0 => {
+            // Subnormal: mantissa * 2^-24, exact in f32.
+            let v = mantissa as f32 * (1.0 / 16_777_216.0);
+            f32::from_bits(v.to_bits() | sign)
+        }
+        31 => f32::from_bits(sign | 0x7f80_0000 | (mantissa << 13)),
+        e => f32::from_bits(sign | ((e + 112) << 23) | (mantissa << 13)),
+    }
+}
+
+/// The portable definition the other paths are tested against.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, b: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Portable(std::array::from_fn(|i| f(self.0[i], b.0[i])))
+    }
+
+    #[inline(always)]
+    fn tree(self, f: impl Fn(f32, f32) -> f32) -> f32 {
+        let mut v = self.0;
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                v[i] = f(v[i], v[i + half]);
+            }
+        }
+        v[0]
+    }
+}
+
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+impl Lanes for Portable {
+    const TILE_ROWS: usize = 1;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Portable([x; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller promises sixteen readable values.
+        Portable(unsafe { p.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: the caller promises sixteen readable values.
+        Portable(unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(widen))
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self {
+        let mut v = [0.0; LANES];
+        for (i, x) in v.iter_mut().enumerate().take(n) {
+            // SAFETY: the caller promises `n` readable values.
+            *x = unsafe { p.add(i).read() };
+        }
+        Portable(v)
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller promises sixteen writable values.
+        unsafe { p.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_range(self, p: *mut f32, lo: usize, hi: usize) {
+        for i in lo..hi {
+            // SAFETY: the caller promises that `lo..hi` is writable.
+            unsafe { p.wrapping_add(i).write(self.0[i]) }
+        }
+    }
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        self.zip(b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        self.zip(b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        self.zip(b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        self.zip(b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, b: Self, c: Self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i].mul_add(b.0[i], c.0[i])))
+    }
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        self.zip(b, larger)
+    }
+    #[inline(always)]
+    fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self {
+        Portable(std::array::from_fn(|i| {
+            if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }
+        }))
+    }
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        Portable(std::array::from_fn(|i| self.0[i ^ 1]))
+    }
+    #[inline(always)]
+    fn exp2_of_magic(self) -> Self {
+        Portable(
+            self.0
+                .map(|t| f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000))),
+        )
+    }
+    #[inline(always)]
+    fn first(self) -> f32 {
+        self.0[0]
+    }
+    #[inline(always)]
+    fn reduce_add(self) -> f32 {
+        self.tree(|a, b| a + b)
+    }
+    #[inline(always)]
+    fn reduce_max(self) -> f32 {
+        self.tree(larger)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, Lanes};
+    use std::arch::x86_64::*;
+
+    /// One 512-bit register. A value exists only on a CPU with AVX-512F.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(__m512);
+
+    /// Two 256-bit registers. A value exists only on a CPU with AVX2, FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(__m256, __m256);
+
+    impl Lanes for Avx512 {
+        const TILE_ROWS: usize = 8;
+        const WIDE: bool = true;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the caller promises the features.
+            Avx512(unsafe { _mm512_set1_ps(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: the caller promises the features and sixteen readable values.
+            Avx512(unsafe { _mm512_loadu_ps(p) })
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> Self {
+            // SAFETY: as for `load`.
+            Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) })
+        }
+        #[inline(always)]
+        unsafe fn load_part(p: *const f32, n: usize) -> Self {
+            // SAFETY: masked-out lanes are not read.
+            Avx512(unsafe { _mm512_maskz_loadu_ps(range_mask(0, n), p) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: the caller promises sixteen writable values.
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn store_range(self, p: *mut f32, lo: usize, hi: usize) {
+            // SAFETY: masked-out lanes are not written.
+            unsafe { _mm512_mask_storeu_ps(p, range_mask(lo, hi), self.0) }
+        }
+        #[inline(always)]
+        fn add(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_add_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn sub(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_sub_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn mul(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_mul_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn div(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_div_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn fma(self, b: Self, c: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+        }
+        #[inline(always)]
+        fn max(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_max_ps(self.0, b.0) })
+        }
+        #[inline(always)]
+        fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0);
+                Avx512(_mm512_mask_blend_ps(mask, no.0, yes.0))
+            }
+        }
+        #[inline(always)]
+        fn swap_pairs(self) -> Self {
+            // SAFETY: values exist only where the features do.
+            Avx512(unsafe { _mm512_permute_ps::<0b10_11_00_01>(self.0) })
+        }
+        #[inline(always)]
+        fn exp2_of_magic(self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
+                let bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x3f80_0000));
+                Avx512(_mm512_castsi512_ps(bits))
+            }
+        }
+        #[inline(always)]
+        fn first(self) -> f32 {
+            // SAFETY: values exist only where the features do.
+            unsafe { _mm512_cvtss_f32(self.0) }
+        }
+        #[inline(always)]
+        fn reduce_add(self) -> f32 {
+            self.halves().reduce_add()
+        }
+        #[inline(always)]
+        fn reduce_max(self) -> f32 {
+            self.halves().reduce_max()
+        }
+    }
+
+    impl Avx512 {
+        #[inline(always)]
+        fn halves(self) -> Avx2 {
+            // SAFETY: values exist only where AVX-512F (hence AVX2) does.
+            unsafe {
+                let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+                Avx2(_mm512_castps512_ps256(self.0), _mm256_castpd_ps(high))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn range_mask(lo: usize, hi: usize) -> u16 {
+        (((1u32 << hi) - 1) & !((1u32 << lo) - 1)) as u16
+    }
+
+    impl Lanes for Avx2 {
+        const TILE_ROWS: usize = 6;
+        const WIDE: bool = false;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the caller promises the features.
+            let v = unsafe { _mm256_set1_ps(x) };
+            Avx2(v, v)
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: the caller promises the features and sixteen readable values.
+            unsafe { Avx2(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> Self {
+            // SAFETY: as for `load`.
+            unsafe {
+                Avx2(
+                    _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+                    _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())),
+                )
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_part(p: *const f32, n: usize) -> Self {
+            let mut v = [0.0f32; LANES];
+            // SAFETY: `n` values are readable, and `v` holds sixteen.
+            unsafe {
+                std::ptr::copy_nonoverlapping(p, v.as_mut_ptr(), n);
+                Self::load(v.as_ptr())
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: the caller promises sixteen writable values.
+            unsafe {
+                _mm256_storeu_ps(p, self.0);
+                _mm256_storeu_ps(p.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn store_range(self, p: *mut f32, lo: usize, hi: usize) {
+            let mut v = [0.0f32; LANES];
+            // SAFETY: `v` holds sixteen values; the caller promises that `lo..hi` is writable.
+            unsafe {
+                self.store(v.as_mut_ptr());
+                std::ptr::copy_nonoverlapping(v.as_ptr().add(lo), p.wrapping_add(lo), hi - lo);
+            }
+        }
+        #[inline(always)]
+        fn add(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe { Avx2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn sub(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe { Avx2(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn mul(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe { Avx2(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn div(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe { Avx2(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn fma(self, b: Self, c: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                Avx2(
+                    _mm256_fmadd_ps(self.0, b.0, c.0),
+                    _mm256_fmadd_ps(self.1, b.1, c.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn max(self, b: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe { Avx2(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0);
+                let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1);
+                Avx2(
+                    _mm256_blendv_ps(no.0, yes.0, low),
+                    _mm256_blendv_ps(no.1, yes.1, high),
+                )
+            }
+        }
+        #[inline(always)]
+        fn swap_pairs(self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                Avx2(
+                    _mm256_permute_ps::<0b10_11_00_01>(self.0),
+                    _mm256_permute_ps::<0b10_11_00_01>(self.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn exp2_of_magic(self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let one = _mm256_set1_epi32(0x3f80_0000);
+                let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(self.0));
+                let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(self.1));
+                Avx2(
+                    _mm256_castsi256_ps(_mm256_add_epi32(low, one)),
+                    _mm256_castsi256_ps(_mm256_add_epi32(high, one)),
+                )
+            }
+        }
+        #[inline(always)]
+        fn first(self) -> f32 {
+            // SAFETY: values exist only where the features do.
+            unsafe { _mm256_cvtss_f32(self.0) }
+        }
+        #[inline(always)]
+        fn reduce_add(self) -> f32 {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let v = _mm256_add_ps(self.0, self.1);
+                let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+                _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps::<1>(v, v)))
+            }
+        }
+        #[inline(always)]
+        fn reduce_max(self) -> f32 {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let v = _mm256_max_ps(self.0, self.1);
+                let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+                _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps::<1>(v, v)))
+            }
+        }
+    }
+}
+
+/// Makes a function that runs a generic kernel on a given instruction path.
+///
+/// `entry!(fn name(isa; arg: Type, ..) -> Ret = kernel)` defines `unsafe fn name(isa, arg, ..)`,
+/// which calls `kernel::<L>(arg, ..)` inside a function compiled for the features of `isa`. Its
+/// caller promises that the machine has `isa` and whatever `kernel` asks for.
+macro_rules! entry {
+    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $kernel:ident) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        pub(crate) unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn wide($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function's own contract.
+                unsafe { $kernel::<$crate::lanes::Avx512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn narrow($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function's own contract.
+                unsafe { $kernel::<$crate::lanes::Avx2>($($arg),*) }
+            }
+            // SAFETY: the caller promises the machine has `isa`, and the kernel's own contract.
+            unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::Isa::Amx | $crate::Isa::Avx512Vnni => wide($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::Isa::Avx2 => narrow($($arg),*),
+                    _ => $kernel::<$crate::lanes::Portable>($($arg),*),
+                }
+            }
+        }
+    };
+}
+pub(crate) use entry;
