@@ -42,18 +42,12 @@ impl Isa {
 
     /// The best path of this machine, whatever the environment says.
     pub fn best() -> Isa {
-        Isa::ALL
-            .into_iter()
-            .find(|isa| isa.is_available())
-            .unwrap_or(Isa::Scalar)
+        Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
     }
 
     /// The paths of this machine, best first; never empty.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this machine (and its operating system) can run the path.
@@ -71,10 +65,7 @@ impl Isa {
         if self.is_available() {
             Ok(self)
         } else {
-            Err(KernelError::IsaUnavailable {
-                wanted: self,
-                available: Isa::available(),
-            })
+            Err(KernelError::IsaUnavailable { wanted: self, available: Isa::available() })
         }
     }
 
@@ -89,10 +80,7 @@ impl Isa {
     }
 
     pub(crate) fn list(isas: &[Isa]) -> String {
-        isas.iter()
-            .map(|isa| isa.name())
-            .collect::<Vec<_>>()
-            .join(", ")
+        isas.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -155,10 +143,7 @@ mod tests {
             assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
         }
         assert_eq!(" AVX512 ".parse::<Isa>().unwrap(), Isa::Avx512Vnni);
-        assert_eq!(
-            "neon".parse::<Isa>(),
-            Err(KernelError::UnknownIsa("neon".into()))
-        );
+        assert_eq!("neon".parse::<Isa>(), Err(KernelError::UnknownIsa("neon".into())));
     }
 
     #[test]
@@ -173,10 +158,7 @@ mod tests {
     fn a_missing_path_is_an_error_that_names_the_others() {
         for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
             let text = isa.require().unwrap_err().to_string();
-            assert!(
-                text.contains(isa.name()) && text.contains("scalar"),
-                "{text}"
-            );
+            assert!(text.contains(isa.name()) && text.contains("scalar"), "{text}");
         }
     }
 }

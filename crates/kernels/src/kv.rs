@@ -87,10 +87,7 @@ impl std::fmt::Debug for KvLayer {
         f.debug_struct("KvLayer")
             .field("kv_heads", &self.heads.len())
             .field("dim", &self.dim)
-            .field(
-                "rows",
-                &self.heads.iter().map(|h| h.rows).collect::<Vec<_>>(),
-            )
+            .field("rows", &self.heads.iter().map(|h| h.rows).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }
@@ -144,10 +141,7 @@ impl KvLayer {
 
     /// Bytes allocated for keys and values.
     pub fn bytes(&self) -> usize {
-        self.heads
-            .iter()
-            .map(|h| h.keys.bytes() + h.values.bytes())
-            .sum()
+        self.heads.iter().map(|h| h.keys.bytes() + h.values.bytes()).sum()
     }
 
     /// Makes room for `rows` rows in every head, exactly (rounded up to a key block).
@@ -178,9 +172,7 @@ impl KvLayer {
         let room = (h.keys.as_slice().len() / (self.dim * KEY_BLOCK) * KEY_BLOCK)
             .min(h.values.as_slice().len() / self.stride);
         if row >= room {
-            let rows = row
-                .checked_add(1)
-                .ok_or(KernelError::Overflow("key/value rows"))?;
+            let rows = row.checked_add(1).ok_or(KernelError::Overflow("key/value rows"))?;
             self.reserve_head(head, rows.max(room + room / 2).max(64))?;
         }
         self.heads[head].rows = row + 1;
@@ -195,11 +187,7 @@ impl KvLayer {
         let n = self.heads.len() * self.dim;
         expect("keys of a row", n, k.len())?;
         expect("values of a row", n, v.len())?;
-        for (head, (k, v)) in k
-            .chunks_exact(self.dim)
-            .zip(v.chunks_exact(self.dim))
-            .enumerate()
-        {
+        for (head, (k, v)) in k.chunks_exact(self.dim).zip(v.chunks_exact(self.dim)).enumerate() {
             self.put(head, row, k, v)?;
         }
         Ok(())
@@ -254,9 +242,7 @@ impl KvLayer {
             keys[at(to) + d * KEY_BLOCK] = keys[at(from) + d * KEY_BLOCK];
         }
         let start = from * self.stride;
-        h.values
-            .as_mut_slice()
-            .copy_within(start..start + self.stride, to * self.stride);
+        h.values.as_mut_slice().copy_within(start..start + self.stride, to * self.stride);
         Ok(())
     }
 
@@ -336,15 +322,7 @@ impl KvLayer {
 }
 
 fn expect(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(KernelError::Length {
-            what,
-            expected,
-            got,
-        })
-    }
+    if expected == got { Ok(()) } else { Err(KernelError::Length { what, expected, got }) }
 }
 
 /// Rounds to half precision, saturating; a NaN stays one.

@@ -189,9 +189,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self {
-        Portable(std::array::from_fn(|i| {
-            if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }
-        }))
+        Portable(std::array::from_fn(|i| if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }))
     }
     #[inline(always)]
     fn swap_pairs(self) -> Self {
@@ -199,10 +197,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn exp2_of_magic(self) -> Self {
-        Portable(
-            self.0
-                .map(|t| f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000))),
-        )
+        Portable(self.0.map(|t| f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000))))
     }
     #[inline(always)]
     fn first(self) -> f32 {
@@ -425,12 +420,7 @@ mod x86 {
         #[inline(always)]
         fn fma(self, b: Self, c: Self) -> Self {
             // SAFETY: values exist only where the features do.
-            unsafe {
-                Avx2(
-                    _mm256_fmadd_ps(self.0, b.0, c.0),
-                    _mm256_fmadd_ps(self.1, b.1, c.1),
-                )
-            }
+            unsafe { Avx2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
         }
         #[inline(always)]
         fn max(self, b: Self) -> Self {
@@ -443,10 +433,7 @@ mod x86 {
             unsafe {
                 let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0);
                 let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1);
-                Avx2(
-                    _mm256_blendv_ps(no.0, yes.0, low),
-                    _mm256_blendv_ps(no.1, yes.1, high),
-                )
+                Avx2(_mm256_blendv_ps(no.0, yes.0, low), _mm256_blendv_ps(no.1, yes.1, high))
             }
         }
         #[inline(always)]

@@ -76,11 +76,7 @@ impl Pool {
     /// workers are started; 0 counts as 1). Uses [`Isa::active`], or the best path if that is an
     /// error: ask `Isa::active` first to report it. A worker that cannot be started is left out.
     pub fn new(threads: usize) -> Pool {
-        Pool::start(
-            threads,
-            Isa::active().unwrap_or_else(|_| Isa::best()),
-            DEFAULT_SPIN,
-        )
+        Pool::start(threads, Isa::active().unwrap_or_else(|_| Isa::best()), DEFAULT_SPIN)
     }
 
     /// Like [`Pool::new`], with the instruction path and the spin time of idle workers given.
@@ -109,11 +105,7 @@ impl Pool {
                     .ok()
             })
             .collect();
-        Pool {
-            shared,
-            workers,
-            isa,
-        }
+        Pool { shared, workers, isa }
     }
 
     /// Threads that take part in a run, the caller included; at least 1.
@@ -174,9 +166,7 @@ impl Shared {
         let generation = (self.state.0.load(Ordering::Relaxed) >> GENERATION).wrapping_add(1);
         // Sequentially consistent with `sleepers`: either a worker about to park sees the new
         // generation, or it is seen here and unparked.
-        self.state
-            .0
-            .store((generation << GENERATION) | OPEN, Ordering::SeqCst);
+        self.state.0.store((generation << GENERATION) | OPEN, Ordering::SeqCst);
         if self.sleepers.0.load(Ordering::SeqCst) > 0 {
             for worker in workers {
                 worker.thread().unpark();
@@ -194,10 +184,7 @@ impl Shared {
                 std::hint::spin_loop();
             }
         }
-        self.panic
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn take_parts(&self, job: Job) {
@@ -215,10 +202,7 @@ impl Shared {
         if let Err(payload) = caught {
             // Leave the rest undone; `usize::MAX / 2` cannot wrap by later increments.
             self.next.0.store(usize::MAX / 2, Ordering::Relaxed);
-            self.panic
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert(payload);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
 

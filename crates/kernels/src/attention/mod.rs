@@ -23,7 +23,6 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use micro::soft_cap;
 pub use spans::{Span, SpanTable};
 pub use tile::AttendScratch;
 
@@ -94,29 +93,16 @@ impl AttendInput<'_> {
             .ok_or(KernelError::Overflow("queries"))?;
         length("queries", values, self.q.len())?;
         let per_head = self.spans.is_per_head();
-        let lists = if per_head {
-            self.rows * kv_heads
-        } else {
-            self.rows
-        };
+        let lists = if per_head { self.rows * kv_heads } else { self.rows };
         length("visible-key lists", lists, self.spans.lists())?;
-        let shortest = (0..kv_heads)
-            .map(|h| self.layer.head_rows(h))
-            .min()
-            .unwrap_or(0);
+        let shortest = (0..kv_heads).map(|h| self.layer.head_rows(h)).min().unwrap_or(0);
         self.spans.check(|list| {
-            if per_head {
-                self.layer.head_rows(list % kv_heads)
-            } else {
-                shortest
-            }
+            if per_head { self.layer.head_rows(list % kv_heads) } else { shortest }
         })?;
         if let Some(cap) = self.softcap
             && !(cap > 0.0 && cap.is_finite())
         {
-            return Err(KernelError::Mismatch(
-                "a soft cap must be positive and finite",
-            ));
+            return Err(KernelError::Mismatch("a soft cap must be positive and finite"));
         }
         if let Some(bias) = self.bias {
             let rows = self.layer.rows();
@@ -126,11 +112,7 @@ impl AttendInput<'_> {
             let need = self.rows.saturating_sub(1).saturating_mul(bias.stride) + rows;
             if self.rows > 0 && bias.data.len() < need {
                 let got = bias.data.len();
-                return Err(KernelError::Length {
-                    what: "bias",
-                    expected: need,
-                    got,
-                });
+                return Err(KernelError::Length { what: "bias", expected: need, got });
             }
         }
         Ok(())
@@ -157,13 +139,5 @@ pub fn attend(
 }
 
 pub(crate) fn length(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(KernelError::Length {
-            what,
-            expected,
-            got,
-        })
-    }
+    if expected == got { Ok(()) } else { Err(KernelError::Length { what, expected, got }) }
 }

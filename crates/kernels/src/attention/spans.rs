@@ -33,10 +33,7 @@ impl SpanTable {
 
     /// An empty table with a list for each (row, key/value head), pushed in that order.
     pub fn per_head() -> SpanTable {
-        SpanTable {
-            per_head: true,
-            ..SpanTable::default()
-        }
+        SpanTable { per_head: true, ..SpanTable::default() }
     }
 
     /// Forgets all lists; keeps the memory and the kind.
@@ -90,11 +87,7 @@ impl SpanTable {
     /// One row that sees the cache rows `first..end` in their order.
     pub fn push_range(&mut self, first: u32, end: u32) {
         let len = end.saturating_sub(first);
-        self.push_list(&[Span {
-            slot: first,
-            row: first,
-            len,
-        }]);
+        self.push_list(&[Span { slot: first, row: first, len }]);
     }
 
     /// `rows` rows at positions `first..`, each seeing every position up to its own.
@@ -131,23 +124,13 @@ impl SpanTable {
                 path.push(i);
                 at = parents[i as usize];
                 if at.is_some_and(|parent| parent >= i) {
-                    return Err(KernelError::Mismatch(
-                        "a tree parent must precede its child",
-                    ));
+                    return Err(KernelError::Mismatch("a tree parent must precede its child"));
                 }
             }
-            self.push_span(Span {
-                slot: 0,
-                row: 0,
-                len: context,
-            });
+            self.push_span(Span { slot: 0, row: 0, len: context });
             for (depth, i) in path.iter().rev().enumerate() {
                 let slot = context.saturating_add(depth as u32);
-                self.push_span(Span {
-                    slot,
-                    row: context.saturating_add(*i),
-                    len: 1,
-                });
+                self.push_span(Span { slot, row: context.saturating_add(*i), len: 1 });
             }
             self.end_list();
         }
@@ -172,9 +155,7 @@ impl SpanTable {
             let mut next = 0u64;
             for s in self.list(i) {
                 if u64::from(s.slot) < next {
-                    return Err(KernelError::Mismatch(
-                        "spans overlap or are not sorted by slot",
-                    ));
+                    return Err(KernelError::Mismatch("spans overlap or are not sorted by slot"));
                 }
                 next = u64::from(s.slot) + u64::from(s.len);
                 if next > u64::from(u32::MAX) || u64::from(s.row) + u64::from(s.len) > limit {

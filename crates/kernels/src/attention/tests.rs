@@ -42,41 +42,13 @@ struct Shape {
 }
 
 const SHAPES: [Shape; 7] = [
-    Shape {
-        heads: 9,
-        kv_heads: 3,
-        dim: 64,
-    },
-    Shape {
-        heads: 14,
-        kv_heads: 2,
-        dim: 64,
-    },
-    Shape {
-        heads: 12,
-        kv_heads: 2,
-        dim: 128,
-    },
-    Shape {
-        heads: 4,
-        kv_heads: 1,
-        dim: 256,
-    },
-    Shape {
-        heads: 2,
-        kv_heads: 2,
-        dim: 32,
-    },
-    Shape {
-        heads: 11,
-        kv_heads: 1,
-        dim: 20,
-    },
-    Shape {
-        heads: 8,
-        kv_heads: 1,
-        dim: 80,
-    },
+    Shape { heads: 9, kv_heads: 3, dim: 64 },
+    Shape { heads: 14, kv_heads: 2, dim: 64 },
+    Shape { heads: 12, kv_heads: 2, dim: 128 },
+    Shape { heads: 4, kv_heads: 1, dim: 256 },
+    Shape { heads: 2, kv_heads: 2, dim: 32 },
+    Shape { heads: 11, kv_heads: 1, dim: 20 },
+    Shape { heads: 8, kv_heads: 1, dim: 80 },
 ];
 
 fn layer(shape: Shape, rows: usize, seed: u64) -> KvLayer {
@@ -84,9 +56,7 @@ fn layer(shape: Shape, rows: usize, seed: u64) -> KvLayer {
     let mut noise = Noise::new(seed);
     for row in 0..rows {
         let n = shape.kv_heads * shape.dim;
-        layer
-            .write(row, &noise.values(n), &noise.values(n))
-            .unwrap();
+        layer.write(row, &noise.values(n), &noise.values(n)).unwrap();
     }
     layer
 }
@@ -132,11 +102,8 @@ fn reference(input: &AttendInput<'_>) -> Vec<f64> {
             for span in input.list(row, kv) {
                 for at in span.row..span.row + span.len {
                     layer.read_row(kv, at as usize, &mut k, &mut v).unwrap();
-                    let dot: f64 = q
-                        .iter()
-                        .zip(&k)
-                        .map(|(a, b)| f64::from(*a) * f64::from(*b))
-                        .sum();
+                    let dot: f64 =
+                        q.iter().zip(&k).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                     let mut s = dot * f64::from(input.scale);
                     if let Some(cap) = input.softcap {
                         s = f64::from(cap) * (s / f64::from(cap)).tanh();
@@ -155,11 +122,7 @@ fn reference(input: &AttendInput<'_>) -> Vec<f64> {
                     .filter(|(s, _)| *s > f64::NEG_INFINITY)
                     .map(|(s, v)| (s - max).exp() * f64::from(v[d]))
                     .sum();
-                out.push(if max == f64::NEG_INFINITY {
-                    0.0
-                } else {
-                    sum / total
-                });
+                out.push(if max == f64::NEG_INFINITY { 0.0 } else { sum / total });
             }
         }
     }
@@ -199,22 +162,15 @@ fn masks(rows: usize, keys: usize, kv_heads: usize) -> Vec<(&'static str, SpanTa
     };
     add("causal", &mut |t| t.causal(first, rows as u32));
     add("window", &mut |t| t.window(first, rows as u32, 37));
-    add("bidirectional", &mut |t| {
-        t.bidirectional(rows as u32, keys as u32)
-    });
-    let parents: Vec<Option<u32>> = (0..rows)
-        .map(|i| (i > 0 && noise.below(5) > 0).then(|| noise.below(i) as u32))
-        .collect();
+    add("bidirectional", &mut |t| t.bidirectional(rows as u32, keys as u32));
+    let parents: Vec<Option<u32>> =
+        (0..rows).map(|i| (i > 0 && noise.below(5) > 0).then(|| noise.below(i) as u32)).collect();
     add("tree", &mut |t| t.tree(first, &parents).unwrap());
     let mut random = |t: &mut SpanTable, step: usize| {
         let (mut slot, mut row) = (noise.below(3 * step), noise.below(step));
         while row < keys {
             let len = (1 + noise.below(step)).min(keys - row);
-            t.push_span(Span {
-                slot: slot as u32,
-                row: row as u32,
-                len: len as u32,
-            });
+            t.push_span(Span { slot: slot as u32, row: row as u32, len: len as u32 });
             slot += len + noise.below(2) * noise.below(700);
             row += len + noise.below(step);
         }
@@ -227,26 +183,14 @@ fn masks(rows: usize, keys: usize, kv_heads: usize) -> Vec<(&'static str, SpanTa
         let (turn, n) = (keys as u32 / 3, keys as u32);
         for _ in 0..rows {
             t.push_list(&[
-                Span {
-                    slot: 1000,
-                    row: turn,
-                    len: n - turn,
-                },
-                Span {
-                    slot: 1000 + n - turn,
-                    row: 0,
-                    len: turn,
-                },
+                Span { slot: 1000, row: turn, len: n - turn },
+                Span { slot: 1000 + n - turn, row: 0, len: turn },
             ]);
         }
     });
     add("nothing", &mut |t| {
         for row in 0..rows {
-            if row % 2 == 0 {
-                t.end_list()
-            } else {
-                t.push_range(0, 1 + row as u32)
-            }
+            if row % 2 == 0 { t.end_list() } else { t.push_range(0, 1 + row as u32) }
         }
     });
     let mut heads = SpanTable::per_head();
@@ -269,11 +213,7 @@ fn every_mask_agrees_with_the_definition() {
                 let want = reference(&input);
                 for isa in paths() {
                     let got = run_on(&pool(2, isa), &input);
-                    assert_close(
-                        &got,
-                        &want,
-                        &format!("{name} {isa} {rows} rows {keys} keys"),
-                    );
+                    assert_close(&got, &want, &format!("{name} {isa} {rows} rows {keys} keys"));
                 }
             }
         }
@@ -293,18 +233,8 @@ fn bias_and_soft_cap_agree_with_the_definition() {
     }
     for (name, spans) in masks(rows, keys, shape.kv_heads) {
         for softcap in [None, Some(0.7), Some(50.0)] {
-            for bias in [
-                None,
-                Some(Bias {
-                    data: &bias,
-                    stride: keys + 3,
-                }),
-            ] {
-                let input = AttendInput {
-                    softcap,
-                    bias,
-                    ..input(shape, &layer, &q, &spans)
-                };
+            for bias in [None, Some(Bias { data: &bias, stride: keys + 3 })] {
+                let input = AttendInput { softcap, bias, ..input(shape, &layer, &q, &spans) };
                 let want = reference(&input);
                 for isa in paths() {
                     assert_close(&run_on(&pool(1, isa), &input), &want, name);
@@ -336,17 +266,9 @@ fn threads_rows_and_paths_do_not_change_a_bit() {
                 }
                 // One row at a time.
                 let width = shape.heads * shape.dim;
-                let lists = if spans.is_per_head() {
-                    shape.kv_heads
-                } else {
-                    1
-                };
+                let lists = if spans.is_per_head() { shape.kv_heads } else { 1 };
                 for row in (0..rows).step_by(1 + rows / 9) {
-                    let mut one = if lists > 1 {
-                        SpanTable::per_head()
-                    } else {
-                        SpanTable::new()
-                    };
+                    let mut one = if lists > 1 { SpanTable::per_head() } else { SpanTable::new() };
                     for list in 0..lists {
                         one.push_list(spans.list(row * lists + list));
                     }

@@ -80,11 +80,7 @@ impl Piece {
     /// The part of the piece from chunk slot `from` on.
     fn from(&self, from: usize) -> Option<Piece> {
         let lo = self.lo.max(from);
-        (lo < self.hi).then(|| Piece {
-            lo,
-            hi: self.hi,
-            row: self.row + (lo - self.lo),
-        })
+        (lo < self.hi).then(|| Piece { lo, hi: self.hi, row: self.row + (lo - self.lo) })
     }
 }
 
@@ -150,15 +146,7 @@ struct Worker {
 
 impl Worker {
     fn bytes(&self) -> usize {
-        let floats = [
-            &self.q,
-            &self.q_row,
-            &self.s,
-            &self.by_row,
-            &self.o,
-            &self.sum,
-            &self.wide,
-        ];
+        let floats = [&self.q, &self.q_row, &self.s, &self.by_row, &self.o, &self.sum, &self.wide];
         4 * floats.iter().map(|v| v.capacity()).sum::<usize>()
     }
 
@@ -313,14 +301,7 @@ fn cut(call: &Call<'_>, threads: usize, units: &mut Vec<Unit>) -> usize {
             for head in 0..kv_heads {
                 let rows = unit_rows.min(rows - first);
                 let (chunk, end) = call.chunks(head, first, rows);
-                units.push(Unit {
-                    head,
-                    first,
-                    rows,
-                    chunk,
-                    end,
-                    part,
-                });
+                units.push(Unit { head, first, rows, chunk, end, part });
                 part += end - chunk;
             }
         }
@@ -421,14 +402,7 @@ impl Call<'_> {
                 } else {
                     // SAFETY: both slices hold `stride` values; the pool's path is available.
                     unsafe {
-                        run_fold(
-                            self.isa,
-                            total,
-                            sum.as_mut_ptr(),
-                            state,
-                            o.as_ptr(),
-                            self.stride,
-                        );
+                        run_fold(self.isa, total, sum.as_mut_ptr(), state, o.as_ptr(), self.stride);
                     }
                 }
             }
@@ -482,11 +456,7 @@ impl Call<'_> {
         let queries = unit.rows * self.group;
         at_least(&mut w.s, queries * S_STRIDE, 0.0);
         self.collect(w, unit, chunk);
-        let mut segments = [Segment {
-            lo: 0,
-            hi: 0,
-            offset: 0,
-        }; MAX_SHARED];
+        let mut segments = [Segment { lo: 0, hi: 0, offset: 0 }; MAX_SHARED];
         let (shared, apart) = share(w, unit.rows, &mut segments);
         for segment in &segments[..shared] {
             self.score_segment(w, unit, segment);
@@ -522,10 +492,7 @@ impl Call<'_> {
         for row in unit.first..unit.first + unit.rows {
             let spans = self.input.list(row, unit.head);
             let after = spans.partition_point(|s| s.slot as usize + s.len as usize <= begin);
-            for s in spans[after..]
-                .iter()
-                .take_while(|s| (s.slot as usize) < end)
-            {
+            for s in spans[after..].iter().take_while(|s| (s.slot as usize) < end) {
                 let slot = s.slot as usize;
                 let lo = slot.max(begin);
                 w.pieces.push(Piece {
@@ -590,11 +557,7 @@ impl Call<'_> {
                     k: k.wrapping_add(skip * block),
                     blocks: COUNT.as_ptr(),
                     n: hi.div_ceil(16) - skip,
-                    out: w
-                        .s
-                        .as_mut_ptr()
-                        .wrapping_add(qa * S_STRIDE)
-                        .wrapping_add(slot),
+                    out: w.s.as_mut_ptr().wrapping_add(qa * S_STRIDE).wrapping_add(slot),
                     stride: S_STRIDE,
                     lo: lo - skip * 16,
                     hi: hi - skip * 16,
@@ -751,16 +714,8 @@ impl Call<'_> {
         let queries = unit.rows * self.group;
         let values = self.input.layer.values(unit.head);
         let widen = queries >= WIDEN_FROM;
-        at_least(
-            &mut w.wide,
-            if widen { VALUE_GROUP * self.stride } else { 0 },
-            0.0,
-        );
-        let step = if widen || self.stride > 64 {
-            VALUE_GROUP
-        } else {
-            CHUNK
-        };
+        at_least(&mut w.wide, if widen { VALUE_GROUP * self.stride } else { 0 }, 0.0);
+        let step = if widen || self.stride > 64 { VALUE_GROUP } else { CHUNK };
         for first in (segment.lo..segment.hi).step_by(step) {
             let end = (first + step).min(segment.hi);
             let row = first.wrapping_add_signed(segment.offset);
@@ -812,11 +767,7 @@ impl Call<'_> {
         for row in 0..unit.rows {
             let mut from = 0;
             ids.clear();
-            let mut pieces = w
-                .pieces(row)
-                .iter()
-                .filter_map(|p| p.from(apart))
-                .peekable();
+            let mut pieces = w.pieces(row).iter().filter_map(|p| p.from(apart)).peekable();
             while let Some(p) = pieces.next() {
                 if ids.is_empty() {
                     from = p.lo;
@@ -849,53 +800,13 @@ impl Call<'_> {
 }
 
 fn with_keys(job: Scores<u16>, k: *const f32) -> Scores<f32> {
-    let Scores {
-        q,
-        r,
-        dim,
-        blocks,
-        n,
-        out,
-        stride,
-        lo,
-        hi,
-        ..
-    } = job;
-    Scores {
-        q,
-        r,
-        dim,
-        k,
-        blocks,
-        n,
-        out,
-        stride,
-        lo,
-        hi,
-    }
+    let Scores { q, r, dim, blocks, n, out, stride, lo, hi, .. } = job;
+    Scores { q, r, dim, k, blocks, n, out, stride, lo, hi }
 }
 
 fn with_values(job: Weighted<u16>, v: *const f32) -> Weighted<f32> {
-    let Weighted {
-        p,
-        p_stride,
-        r,
-        v_stride,
-        rows,
-        n,
-        o,
-        ..
-    } = job;
-    Weighted {
-        p,
-        p_stride,
-        r,
-        v,
-        v_stride,
-        rows,
-        n,
-        o,
-    }
+    let Weighted { p, p_stride, r, v_stride, rows, n, o, .. } = job;
+    Weighted { p, p_stride, r, v, v_stride, rows, n, o }
 }
 
 /// Finds the segments of a chunk in which all rows agree on where a slot is kept. Returns how
@@ -917,11 +828,7 @@ fn share(w: &Worker, rows: usize, segments: &mut [Segment; MAX_SHARED]) -> (usiz
         }
         let agreeing = tails().filter(|p| p.offset() == offset && p.lo < stop);
         let hi = agreeing.map(|p| p.hi.min(stop)).max().unwrap_or(first.hi);
-        segments[count] = Segment {
-            lo: first.lo,
-            hi,
-            offset,
-        };
+        segments[count] = Segment { lo: first.lo, hi, offset };
         count += 1;
         at = hi;
     }

@@ -16,15 +16,9 @@ use crate::error::{KernelError, Result};
 pub fn dequantize(ty: WeightType, raw: &[u8], out: &mut [f32]) -> Result<()> {
     let expected = ty.row_bytes(out.len())?;
     if raw.len() != expected {
-        return Err(KernelError::Length {
-            what: "raw weights (bytes)",
-            expected,
-            got: raw.len(),
-        });
+        return Err(KernelError::Length { what: "raw weights (bytes)", expected, got: raw.len() });
     }
-    let blocks = raw
-        .chunks_exact(ty.block_bytes())
-        .zip(out.chunks_exact_mut(ty.block_len()));
+    let blocks = raw.chunks_exact(ty.block_bytes()).zip(out.chunks_exact_mut(ty.block_len()));
     match ty {
         WeightType::F32 => {
             blocks.for_each(|(b, y)| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
@@ -116,19 +110,11 @@ fn q3_k(b: &[u8], y: &mut [f32]) {
     let scales = &b[96..108];
     for (i, y) in y.iter_mut().enumerate() {
         let (h, j, l, s) = (i / 128, i / 32 % 4, i % 32, i / 16);
-        let low = if s < 8 {
-            scales[s] & 15
-        } else {
-            scales[s - 8] >> 4
-        };
+        let low = if s < 8 { scales[s] & 15 } else { scales[s - 8] >> 4 };
         let high = (scales[8 + s % 4] >> (2 * (s / 4))) & 3;
         let sc = f32::from(low | (high << 4)) - 32.0;
         let q = f32::from((b[32 + 32 * h + l] >> (2 * j)) & 3);
-        let q = if (b[l] >> (4 * h + j)) & 1 == 1 {
-            q
-        } else {
-            q - 4.0
-        };
+        let q = if (b[l] >> (4 * h + j)) & 1 == 1 { q } else { q - 4.0 };
         *y = d * sc * q;
     }
 }
@@ -138,10 +124,7 @@ pub(super) fn scale_min(s: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (s[j] & 63, s[j + 4] & 63)
     } else {
-        (
-            (s[j + 4] & 15) | ((s[j - 4] >> 6) << 4),
-            (s[j + 4] >> 4) | ((s[j] >> 6) << 4),
-        )
+        ((s[j + 4] & 15) | ((s[j - 4] >> 6) << 4), (s[j + 4] >> 4) | ((s[j] >> 6) << 4))
     }
 }
 

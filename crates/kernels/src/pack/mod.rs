@@ -70,32 +70,16 @@ impl Matrix {
             slab.bytes_mut().copy_from_slice(raw);
             Storage::Raw { slab, row }
         };
-        Ok(Matrix {
-            ty,
-            rows: n_out,
-            cols: k,
-            storage,
-        })
+        Ok(Matrix { ty, rows: n_out, cols: k, storage })
     }
 
     /// A matrix of `n_out` rows of `k` f32 values, row-major. Errors: `data` has another length.
     pub fn from_f32(data: Vec<f32>, n_out: usize, k: usize) -> Result<Matrix> {
-        let expected = n_out
-            .checked_mul(k)
-            .ok_or(KernelError::Overflow("a float matrix"))?;
+        let expected = n_out.checked_mul(k).ok_or(KernelError::Overflow("a float matrix"))?;
         if data.len() != expected {
-            return Err(KernelError::Length {
-                what: "float weights",
-                expected,
-                got: data.len(),
-            });
+            return Err(KernelError::Length { what: "float weights", expected, got: data.len() });
         }
-        Ok(Matrix {
-            ty: WeightType::F32,
-            rows: n_out,
-            cols: k,
-            storage: Storage::Floats(data),
-        })
+        Ok(Matrix { ty: WeightType::F32, rows: n_out, cols: k, storage: Storage::Floats(data) })
     }
 
     /// Outputs (`n_out`).

@@ -34,10 +34,7 @@ unsafe impl Sync for Region {}
 impl Region {
     fn new(bytes: usize) -> Result<Region> {
         let error = || KernelError::OutOfMemory(bytes);
-        let size = bytes
-            .max(1)
-            .checked_next_multiple_of(HUGE)
-            .ok_or_else(error)?;
+        let size = bytes.max(1).checked_next_multiple_of(HUGE).ok_or_else(error)?;
         let layout = Layout::from_size_align(size, HUGE).map_err(|_| error())?;
         // SAFETY: the layout has a size above zero.
         let base = NonNull::new(unsafe { alloc(layout) }).ok_or_else(error)?;
@@ -80,16 +77,10 @@ impl Slab {
     }
 
     fn allocate(len: usize) -> Result<Slab> {
-        let padded = len
-            .checked_next_multiple_of(LINE)
-            .ok_or(KernelError::OutOfMemory(len))?;
+        let padded = len.checked_next_multiple_of(LINE).ok_or(KernelError::OutOfMemory(len))?;
         if padded > REGION / 4 {
             let region = Arc::new(Region::new(padded)?);
-            return Ok(Slab {
-                region,
-                offset: 0,
-                len,
-            });
+            return Ok(Slab { region, offset: 0, len });
         }
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(region) = current.0.upgrade()
@@ -97,19 +88,11 @@ impl Slab {
         {
             let offset = current.1;
             current.1 += padded;
-            return Ok(Slab {
-                region,
-                offset,
-                len,
-            });
+            return Ok(Slab { region, offset, len });
         }
         let region = Arc::new(Region::new(REGION)?);
         *current = (Arc::downgrade(&region), padded);
-        Ok(Slab {
-            region,
-            offset: 0,
-            len,
-        })
+        Ok(Slab { region, offset: 0, len })
     }
 
     fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -140,9 +123,8 @@ mod tests {
 
     #[test]
     fn slabs_are_aligned_zeroed_and_disjoint() {
-        let mut slabs: Vec<Slab> = [0, 1, 63, 64, 65, 100_000, 20 << 20]
-            .map(|n| Slab::zeroed(n).unwrap())
-            .into();
+        let mut slabs: Vec<Slab> =
+            [0, 1, 63, 64, 65, 100_000, 20 << 20].map(|n| Slab::zeroed(n).unwrap()).into();
         for (i, slab) in slabs.iter_mut().enumerate() {
             assert_eq!(slab.as_ptr() as usize % LINE, 0);
             assert!(slab.iter().all(|&b| b == 0));

@@ -66,9 +66,7 @@ pub(crate) fn strip_bytes(ty: WeightType, cols: usize) -> Result<usize> {
         WeightType::Q4K => (blocks / 8, Q4_K_SUPER, 0),
         WeightType::Q6K => (blocks / 8, Q6_K_SUPER, 0),
         _ => {
-            return Err(KernelError::Mismatch(
-                "this weight type is not packed into strips",
-            ));
+            return Err(KernelError::Mismatch("this weight type is not packed into strips"));
         }
     };
     units
@@ -167,11 +165,8 @@ pub(crate) struct PlainBlock {
 }
 
 impl PlainBlock {
-    pub(crate) const ZERO: PlainBlock = PlainBlock {
-        codes: [[0; VECTOR]; 8],
-        d: [[0.0; STRIP]; 2],
-        m: [0.0; STRIP],
-    };
+    pub(crate) const ZERO: PlainBlock =
+        PlainBlock { codes: [[0; VECTOR]; 8], d: [[0.0; STRIP]; 2], m: [0.0; STRIP] };
 
     /// Reads block `b` of a strip.
     pub(crate) fn read(&mut self, ty: WeightType, strip: &[u8], b: usize) {
@@ -206,11 +201,7 @@ pub(super) fn unpack_row(ty: WeightType, strip: &[u8], b: usize, i: usize, out: 
     for (k, y) in out.iter_mut().enumerate() {
         let code = f32::from(code_at(ty, lines, k / 4, 4 * i + k % 4));
         let d = if k < BLOCK / 2 { d0 } else { d1 };
-        *y = if has_minimum(ty) {
-            d * code + m
-        } else {
-            d * (code - f32::from(offset(ty)))
-        };
+        *y = if has_minimum(ty) { d * code + m } else { d * (code - f32::from(offset(ty))) };
     }
 }
 
@@ -223,11 +214,7 @@ pub(crate) const fn has_minimum(ty: WeightType) -> bool {
 fn scales(ty: WeightType, strip: &[u8], b: usize, i: usize) -> (f32, f32, f32) {
     match ty {
         WeightType::Q8_0 | WeightType::Q5_0 => {
-            let pair = if ty == WeightType::Q8_0 {
-                Q8_0_PAIR
-            } else {
-                Q5_0_PAIR
-            };
+            let pair = if ty == WeightType::Q8_0 { Q8_0_PAIR } else { Q5_0_PAIR };
             let d = half_at(strip, b / 2 * pair + b % 2 * 32 + 2 * i);
             (d, d, 0.0)
         }
@@ -240,11 +227,7 @@ fn scales(ty: WeightType, strip: &[u8], b: usize, i: usize) -> (f32, f32, f32) {
             let head = &strip[b / 8 * Q4_K_SUPER..];
             let at = VECTOR + 32 * (b % 8) + i;
             let d = half_at(head, 2 * i) * f32::from(head[at]);
-            (
-                d,
-                d,
-                -(half_at(head, 32 + 2 * i) * f32::from(head[at + STRIP])),
-            )
+            (d, d, -(half_at(head, 32 + 2 * i) * f32::from(head[at + STRIP])))
         }
         _ => {
             let head = &strip[b / 8 * Q6_K_SUPER..];

@@ -58,10 +58,7 @@ const MINUS_THREE: [u8; 2] = 0xc200u16.to_le_bytes();
 #[test]
 fn floats_by_hand() {
     assert_eq!(unpack(WeightType::F32, &1.25f32.to_le_bytes(), 1), [1.25]);
-    assert_eq!(
-        unpack(WeightType::F16, &[HALF, MINUS_THREE].concat(), 2),
-        [0.5, -3.0]
-    );
+    assert_eq!(unpack(WeightType::F16, &[HALF, MINUS_THREE].concat(), 2), [0.5, -3.0]);
     // 0x3fc0 is 1.5 in bf16; the smallest f16 subnormal is 2^-24.
     assert_eq!(unpack(WeightType::BF16, &0x3fc0u16.to_le_bytes(), 1), [1.5]);
     assert_eq!(unpack(WeightType::F16, &[1, 0], 1), [2f32.powi(-24)]);
@@ -74,31 +71,18 @@ fn legacy_blocks_by_hand() {
     qs[0] = 0xf1;
     qs[15] = 0x80;
     let y = unpack(WeightType::Q4_0, &[&HALF[..], &qs].concat(), 32);
-    assert_eq!(
-        [y[0], y[16], y[15], y[31], y[1]],
-        [-3.5, 3.5, -4.0, 0.0, -4.0]
-    );
+    assert_eq!([y[0], y[16], y[15], y[31], y[1]], [-3.5, 3.5, -4.0, 0.0, -4.0]);
 
-    let y = unpack(
-        WeightType::Q4_1,
-        &[&HALF[..], &MINUS_THREE, &qs].concat(),
-        32,
-    );
+    let y = unpack(WeightType::Q4_1, &[&HALF[..], &MINUS_THREE, &qs].concat(), 32);
     assert_eq!([y[0], y[16], y[15], y[31]], [-2.5, 4.5, -3.0, 1.0]);
 
     // Fifth bits of values 0, 15 and 31.
     let qh = ((1u32 << 31) | (1 << 15) | 1).to_le_bytes();
     let y = unpack(WeightType::Q5_0, &[&HALF[..], &qh, &qs].concat(), 32);
-    assert_eq!(
-        [y[0], y[16], y[15], y[31], y[1]],
-        [0.5, -0.5, 0.0, 4.0, -8.0]
-    );
+    assert_eq!([y[0], y[16], y[15], y[31], y[1]], [0.5, -0.5, 0.0, 4.0, -8.0]);
 
     let y = unpack(WeightType::Q5_1, &[&HALF[..], &TWO, &qh, &qs].concat(), 32);
-    assert_eq!(
-        [y[0], y[16], y[15], y[31], y[1]],
-        [10.5, 9.5, 10.0, 14.0, 2.0]
-    );
+    assert_eq!([y[0], y[16], y[15], y[31], y[1]], [10.5, 9.5, 10.0, 14.0, 2.0]);
 
     let mut q8 = [0u8; 32];
     q8[0] = 127;
@@ -120,10 +104,7 @@ fn q2_k_by_hand() {
     b[80..82].copy_from_slice(&HALF);
     b[82..84].copy_from_slice(&TWO);
     let y = unpack(WeightType::Q2K, &b, 256);
-    assert_eq!(
-        [y[150], y[144], y[127], y[126]],
-        [0.5 * 3.0 * 2.0 - 10.0, -10.0, 1.5, 0.0]
-    );
+    assert_eq!([y[150], y[144], y[127], y[126]], [0.5 * 3.0 * 2.0 - 10.0, -10.0, 1.5, 0.0]);
 }
 
 #[test]
@@ -164,11 +145,7 @@ fn q4_k_and_q5_k_by_hand() {
     let mut qh = [0u8; 32];
     qh[3] = 1 << 1;
     qh[4] = 1 << 6;
-    let y = unpack(
-        WeightType::Q5K,
-        &[&HALF[..], &TWO, &s, &qh, &qs].concat(),
-        256,
-    );
+    let y = unpack(WeightType::Q5K, &[&HALF[..], &TWO, &s, &qh, &qs].concat(), 256);
     assert_eq!(y[35], 0.5 * 9.0 * 26.0 - 4.0);
     assert_eq!(y[196], 0.5 * 43.0 * 23.0 - 56.0);
 }
@@ -194,10 +171,7 @@ fn a_packed_row_is_the_dequantised_row() {
             let cols = blocks * ty.block_len();
             let raw = random_raw(ty, rows, cols, 7 + rows as u64);
             let matrix = Matrix::pack(ty, &raw, rows, cols).unwrap();
-            assert_eq!(
-                (matrix.rows(), matrix.cols(), matrix.ty()),
-                (rows, cols, ty)
-            );
+            assert_eq!((matrix.rows(), matrix.cols(), matrix.ty()), (rows, cols, ty));
             assert_eq!(matrix.is_fast(), ty.is_fast());
             let row_bytes = ty.row_bytes(cols).unwrap();
             for o in 0..rows {

@@ -92,11 +92,7 @@ impl WeightType {
     /// the size overflows.
     pub fn row_bytes(self, cols: usize) -> Result<usize> {
         if !cols.is_multiple_of(self.block_len()) {
-            return Err(KernelError::Block {
-                ty: self.name(),
-                cols,
-                block: self.block_len(),
-            });
+            return Err(KernelError::Block { ty: self.name(), cols, block: self.block_len() });
         }
         (cols / self.block_len())
             .checked_mul(self.block_bytes())
@@ -105,9 +101,7 @@ impl WeightType {
 
     /// Bytes of `rows` rows of `cols` values; errors as [`WeightType::row_bytes`].
     pub fn matrix_bytes(self, rows: usize, cols: usize) -> Result<usize> {
-        self.row_bytes(cols)?
-            .checked_mul(rows)
-            .ok_or(KernelError::Overflow("a weight matrix"))
+        self.row_bytes(cols)?.checked_mul(rows).ok_or(KernelError::Overflow("a weight matrix"))
     }
 
     /// Whether products run on this type in its own bit width (the others are unpacked to f32
@@ -140,10 +134,7 @@ mod tests {
             assert_eq!(WeightType::from_ggml(ty.ggml()), Ok(ty));
         }
         for number in [4, 5, 9, 15, 16, 29, 31, u32::MAX] {
-            assert_eq!(
-                WeightType::from_ggml(number),
-                Err(KernelError::UnknownType(number))
-            );
+            assert_eq!(WeightType::from_ggml(number), Err(KernelError::UnknownType(number)));
         }
     }
 

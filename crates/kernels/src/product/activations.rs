@@ -265,12 +265,7 @@ unsafe fn quantize_row_body(p: &PlanePointers, x: &[f32], r: usize, rows: usize,
             }
         };
         let (q, s) = quantize_block(block);
-        let half = |h: usize| {
-            q[16 * h..16 * (h + 1)]
-                .iter()
-                .map(|&q| i32::from(q))
-                .sum::<i32>()
-        };
+        let half = |h: usize| q[16 * h..16 * (h + 1)].iter().map(|&q| i32::from(q)).sum::<i32>();
         let (low, high) = (half(0), half(1));
         let sum = low + high;
         let at = slot(r, b, rows, blocks);
@@ -344,9 +339,8 @@ mod tests {
     #[test]
     fn every_path_and_thread_count_quantises_alike() {
         let (rows, cols) = (21, 200);
-        let x: Vec<f32> = (0..rows * cols)
-            .map(|i| ((i * 7919) % 1009) as f32 / 50.0 - 10.0)
-            .collect();
+        let x: Vec<f32> =
+            (0..rows * cols).map(|i| ((i * 7919) % 1009) as f32 / 50.0 - 10.0).collect();
         let mut want = Activations::new();
         want.quantize(
             &Pool::with_options(1, Isa::Scalar, Default::default()).unwrap(),
@@ -370,10 +364,7 @@ mod tests {
         // Row 20 is the fifth of the second group, which has 5 rows.
         let (blocks, at) = (7, 16 * 7 + 6 * 5 + 4);
         assert_eq!(slot(20, 6, rows, blocks), at);
-        let sum: i32 = want.ints.q[at * 32..][..32]
-            .iter()
-            .map(|&q| i32::from(q))
-            .sum();
+        let sum: i32 = want.ints.q[at * 32..][..32].iter().map(|&q| i32::from(q)).sum();
         assert_eq!(want.ints.n16[at], -16 * sum);
         assert_eq!(want.ints.n32[2 * at] + want.ints.n32[2 * at + 1], -32 * sum);
     }

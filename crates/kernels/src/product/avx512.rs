@@ -303,12 +303,7 @@ impl Format for Q8_0 {
         unsafe {
             let codes = Self::codes_at(strip, b);
             let d = halves(strip.add(b / 2 * Q8_0_PAIR + b % 2 * 32));
-            Block {
-                codes: std::array::from_fn(|j| line(codes, j)),
-                d,
-                d_high: d,
-                m: d,
-            }
+            Block { codes: std::array::from_fn(|j| line(codes, j)), d, d_high: d, m: d }
         }
     }
 }
@@ -353,12 +348,7 @@ impl Format for Q5_0 {
             for (code, high) in codes.iter_mut().zip(at_four) {
                 *code = _mm512_ternarylogic_epi32::<OR_AND>(*code, high, bit);
             }
-            Block {
-                codes,
-                d,
-                d_high: d,
-                m: d,
-            }
+            Block { codes, d, d_high: d, m: d }
         }
     }
 }
@@ -386,12 +376,7 @@ impl Format for Q4_1 {
         unsafe {
             let at = strip.add(b * Q4_1_BLOCK);
             let d = halves(at);
-            Block {
-                codes: nibbles(at.add(VECTOR)),
-                d,
-                d_high: d,
-                m: halves(at.add(32)),
-            }
+            Block { codes: nibbles(at.add(VECTOR)), d, d_high: d, m: halves(at.add(32)) }
         }
     }
 }
@@ -425,12 +410,7 @@ impl Format for Q4K {
             let d = _mm512_mul_ps(halves(head), widen(scales));
             let m = _mm512_mul_ps(halves(head.add(32)), widen(scales.add(STRIP)));
             let m = _mm512_sub_ps(_mm512_set1_ps(-0.0), m);
-            Block {
-                codes: nibbles(Self::codes_at(strip, b)),
-                d,
-                d_high: d,
-                m,
-            }
+            Block { codes: nibbles(Self::codes_at(strip, b)), d, d_high: d, m }
         }
     }
 }
@@ -480,12 +460,7 @@ impl Format for Q6K {
             }
             let d = _mm512_mul_ps(all, widen(scales));
             let d_high = _mm512_mul_ps(all, widen(scales.add(STRIP)));
-            Block {
-                codes,
-                d,
-                d_high,
-                m: d,
-            }
+            Block { codes, d, d_high, m: d }
         }
     }
 }

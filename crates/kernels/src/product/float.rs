@@ -31,9 +31,7 @@ pub(super) unsafe fn run(isa: Isa, job: &Job<'_>, a: &Activations, strips: Range
         let n = STRIP.min(job.weights.rows() - first);
         for i in 0..n {
             // In range by construction, so there is no error to report.
-            let _ = job
-                .weights
-                .row(first + i, &mut scratch[i * stride..][..a.cols()]);
+            let _ = job.weights.row(first + i, &mut scratch[i * stride..][..a.cols()]);
         }
         for r in (0..a.rows()).step_by(ROWS) {
             let rows = ROWS.min(a.rows() - r);
@@ -194,24 +192,14 @@ mod x86 {
         #[inline(always)]
         unsafe fn fma(self, a: *const f32, b: *const f32) -> Self {
             // SAFETY: as above; both pointers hold 16 values.
-            unsafe {
-                Wide(_mm512_fmadd_ps(
-                    _mm512_loadu_ps(a),
-                    _mm512_loadu_ps(b),
-                    self.0,
-                ))
-            }
+            unsafe { Wide(_mm512_fmadd_ps(_mm512_loadu_ps(a), _mm512_loadu_ps(b), self.0)) }
         }
 
         #[inline(always)]
         unsafe fn fold(self) -> f32 {
             // SAFETY: as above.
             unsafe {
-                Pair(
-                    _mm512_castps512_ps256(self.0),
-                    _mm512_extractf32x8_ps::<1>(self.0),
-                )
-                .fold()
+                Pair(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0)).fold()
             }
         }
     }

@@ -61,13 +61,7 @@ pub struct Target<'a> {
 impl<'a> Target<'a> {
     /// A target with tight rows, no bias, overwriting.
     pub fn new(weights: &'a Matrix, out: &'a mut [f32]) -> Target<'a> {
-        Target {
-            stride: weights.rows(),
-            weights,
-            out,
-            bias: None,
-            accumulate: false,
-        }
+        Target { stride: weights.rows(), weights, out, bias: None, accumulate: false }
     }
 
     /// Adds to `out` instead of overwriting it (a residual connection).
@@ -106,9 +100,7 @@ impl<'a> Target<'a> {
         }
         let needed = match a.rows() {
             0 => Some(0),
-            rows => (rows - 1)
-                .checked_mul(self.stride)
-                .and_then(|v| v.checked_add(n)),
+            rows => (rows - 1).checked_mul(self.stride).and_then(|v| v.checked_add(n)),
         };
         let needed = needed.ok_or(KernelError::Overflow("the result of a product"))?;
         if self.out.len() < needed {
@@ -121,11 +113,7 @@ impl<'a> Target<'a> {
         if let Some(bias) = self.bias
             && bias.len() != n
         {
-            return Err(KernelError::Length {
-                what: "bias",
-                expected: n,
-                got: bias.len(),
-            });
+            return Err(KernelError::Length { what: "bias", expected: n, got: bias.len() });
         }
         if !(a.is_float() || a.is_quantised() && self.weights.is_fast()) {
             return Err(KernelError::Mismatch(
@@ -232,11 +220,7 @@ fn step(threads: usize, strips: usize, bytes: usize, rows: usize) -> usize {
         return strips;
     }
     let least = (PART_BYTES / rows.min(16)).div_ceil((bytes / strips).max(1));
-    strips
-        .div_ceil(8 * threads)
-        .max(least)
-        .max(1)
-        .next_multiple_of(2)
+    strips.div_ceil(8 * threads).max(least).max(1).next_multiple_of(2)
 }
 
 /// # Safety

@@ -14,11 +14,7 @@ fn inputs(rows: usize, cols: usize) -> Vec<f32> {
         .map(|i| {
             let (r, k) = (i / cols, i % cols);
             let v = ((i * 2_654_435_761) % 4093) as f32 / 2046.0 - 1.0;
-            if (r + k / 32).is_multiple_of(11) {
-                0.0
-            } else {
-                v * (1.0 + (k / 32) as f32)
-            }
+            if (r + k / 32).is_multiple_of(11) { 0.0 } else { v * (1.0 + (k / 32) as f32) }
         })
         .collect()
 }
@@ -110,11 +106,7 @@ fn results_are_near_the_exact_product() {
                         for (x, w) in x.iter().zip(w) {
                             want += f64::from(*x) * f64::from(*w);
                             // Half a step of the activation's grid, and f32 rounding.
-                            let step = if a.is_float() {
-                                0.0
-                            } else {
-                                f64::from(amax) / 254.0
-                            };
+                            let step = if a.is_float() { 0.0 } else { f64::from(amax) / 254.0 };
                             bound += f64::from(w.abs()) * (step + 1e-5 * f64::from(x.abs()));
                         }
                     }
@@ -195,23 +187,14 @@ fn fused_targets_bias_stride_and_accumulation() {
 #[test]
 fn an_activation_that_is_not_finite_gives_nan_in_its_row_only() {
     let (n, k) = (16, 64);
-    let w = Matrix::pack(
-        WeightType::Q4_1,
-        &random_raw(WeightType::Q4_1, n, k, 1),
-        n,
-        k,
-    )
-    .unwrap();
+    let w = Matrix::pack(WeightType::Q4_1, &random_raw(WeightType::Q4_1, n, k, 1), n, k).unwrap();
     let mut x = inputs(2, k);
     x[k + 40] = f32::INFINITY;
     for isa in Isa::available() {
         let pool = pool(1, isa);
         let mut a = Activations::new();
         a.quantize(&pool, &x, 2, k);
-        let got: Vec<f32> = multiply(&pool, &a, &w)
-            .into_iter()
-            .map(f32::from_bits)
-            .collect();
+        let got: Vec<f32> = multiply(&pool, &a, &w).into_iter().map(f32::from_bits).collect();
         assert!(got[..n].iter().all(|v| v.is_finite()));
         assert!(got[n..].iter().all(|v| v.is_nan()));
     }
@@ -231,22 +214,8 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(product(&pool, &a, &mut [Target::new(&w, &mut out)]).is_ok());
     assert!(product(&pool, &a, &mut [Target::new(&w, &mut out[..7])]).is_err());
     assert!(product(&pool, &a, &mut [Target::new(&w, &mut out).stride(3)]).is_err());
-    assert!(
-        product(
-            &pool,
-            &a,
-            &mut [Target::new(&w, &mut out).stride(usize::MAX)]
-        )
-        .is_err()
-    );
-    assert!(
-        product(
-            &pool,
-            &a,
-            &mut [Target::new(&w, &mut out).bias(Some(&[0.0; 3]))]
-        )
-        .is_err()
-    );
+    assert!(product(&pool, &a, &mut [Target::new(&w, &mut out).stride(usize::MAX)]).is_err());
+    assert!(product(&pool, &a, &mut [Target::new(&w, &mut out).bias(Some(&[0.0; 3]))]).is_err());
     assert!(product(&pool, &a, &mut [Target::new(&generic, &mut out)]).is_err());
     a.quantize(&pool, &x, 2, 32);
     assert!(product(&pool, &a, &mut [Target::new(&w, &mut out)]).is_err());
