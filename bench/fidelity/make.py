@@ -77,7 +77,7 @@ class Llama:
         count = self.lc.llama_tokenize(self.vocab, data, len(data), buffer, len(buffer), True, False)
         return list(buffer[:count])
 
-    def positions(self, tokens: list[int], flash: bool) -> Any:
+    def positions(self, tokens: list[int], flash: bool, float_cache: bool = False) -> Any:
         """Yields `(first row, logits [rows, vocabulary])` in order, at most 512 rows at a time."""
         import numpy as np
 
@@ -87,6 +87,8 @@ class Llama:
         settings.n_threads = settings.n_threads_batch = 2
         settings.flash_attn_type = int(flash)
         settings.swa_full = False
+        if float_cache:
+            settings.type_k = settings.type_v = 0
         ctx = lc.llama_init_from_model(self.model, settings)
         batch = lc.llama_batch_init(512, 0, 1)
         for start in range(0, len(tokens), 512):

@@ -89,13 +89,9 @@ class Engine:
     failures: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [str(part) for part in self.command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("wb"),
-            text=True,
-        )
+        pipe = subprocess.PIPE
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([str(part) for part in self.command], stdin=pipe, stdout=pipe, stderr=log, text=True)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Wakes the child, sends one request, waits for the reply, stops the child again."""
@@ -134,7 +130,7 @@ class Engine:
             self.process.communicate('{"op":"quit"}\n', timeout=10)
         except (subprocess.TimeoutExpired, BrokenPipeError):
             self.process.kill()
-            self.process.wait()
+            self.process.communicate()
 
 
 def model_path(name: str, tessera: Path) -> Path:
@@ -310,7 +306,7 @@ def main() -> int:
         raise SystemExit(f"run.py: {failed}")
     record = {
         "date": started.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": " ".join(["python3", "bench/side_by_side/run.py", *sys.argv[1:]]),
+        "command": " ".join(["python3", "bench/side_by_side/run.py", *(Path(part).name if "/" in part else part for part in sys.argv[1:])]),
         "model": {"file": model.name, "bytes": model.stat().st_size},
         "threads": given.threads,
         "repeat": repeat,
