@@ -4,7 +4,14 @@
 pub mod arch;
 mod file_error;
 pub mod gguf;
+mod hyper;
+mod summary;
+mod tensor_layout;
 #[doc(hidden)]
 pub mod toy;
+mod weights;
 
 pub use file_error::{Fault, FileError};
+pub use hyper::{Architecture, HyperParams};
+pub use summary::{FileSummary, TypeShare};
+pub use weights::{GgufWeights, WeightInfo, WeightSource, open_weights};

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tessera_model::gguf::{Gguf, TensorType};
+use tessera_model::{Architecture, open_weights};
 
 /// The file, or `None` after saying that the test is skipped.
 fn model(name: &str) -> Option<PathBuf> {
@@ -64,5 +65,48 @@ fn the_other_catalogue_files_open() {
         assert_eq!(file.tensors().len(), tensors, "{name}");
         let tokens = file.metadata().arr_str("tokenizer.ggml.tokens").unwrap();
         assert_eq!(tokens.iter().count(), vocabulary);
+    }
+}
+
+#[test]
+fn hyper_parameters_of_the_catalogue_files() {
+    if let Some(path) = model("smollm2.gguf") {
+        let weights = open_weights(&path).unwrap();
+        let p = weights.hyper_params();
+        assert_eq!((p.arch, p.layers, p.hidden, p.ffn), (Architecture::Llama, 30, 576, 1536));
+        assert_eq!((p.heads, p.kv_heads, p.head_dim), (9, 3, 64));
+        assert_eq!((p.context, p.vocab, p.tied, p.qkv_bias), (8192, 49_152, true, false));
+        assert_eq!((p.rope_base, p.rope_base_local, p.norm_eps), (1e5, None, 1e-5));
+        assert_eq!((p.attention_scale, p.embedding_scale), (0.125, 1.0));
+        assert!(p.sliding_window.is_none() && !p.local.contains(&true));
+        let show = weights.summary();
+        assert_eq!((show.parameters, show.bytes), (134_515_008, 98_362_432));
+        assert_eq!(
+            (show.tokenizer.as_deref(), show.license.as_deref()),
+            (Some("gpt2/smollm"), Some("apache-2.0"))
+        );
+        let types: Vec<_> = show.types.iter().map(|t| (t.name, t.tensors)).collect();
+        assert_eq!(types, [("Q4_1", 210), ("Q8_0", 1), ("F32", 61)]);
+        assert!(show.chat_template);
+        assert_eq!(weights.read_f32("output_norm.weight").unwrap().len(), 576);
+    }
+    if let Some(path) = model("gemma3-270m.gguf") {
+        let weights = open_weights(&path).unwrap();
+        let p = weights.hyper_params();
+        assert_eq!((p.arch, p.layers, p.hidden, p.ffn), (Architecture::Gemma3, 18, 640, 2048));
+        assert_eq!((p.heads, p.kv_heads, p.head_dim), (4, 1, 256));
+        assert_eq!((p.vocab, p.tied, p.sliding_window), (262_144, true, Some(512)));
+        assert_eq!((p.rope_base, p.rope_base_local), (1e6, Some(1e4)));
+        let global: Vec<_> = (0..18).filter(|i| !p.local[*i]).collect();
+        assert_eq!(global, [5, 11, 17]);
+        assert_eq!((p.attention_scale, p.embedding_scale), (0.0625, 640f32.sqrt()));
+    }
+    if let Some(path) = model("qwen2.5-coder-0.5b.gguf") {
+        let weights = open_weights(&path).unwrap();
+        let p = weights.hyper_params();
+        assert_eq!((p.arch, p.layers, p.heads, p.kv_heads), (Architecture::Qwen2, 24, 14, 2));
+        assert_eq!((p.tied, p.qkv_bias, p.vocab), (false, true, 151_936));
+        let head = weights.info("output.weight").unwrap();
+        assert_eq!((head.ty, head.shape.dims()), (TensorType::Q8_0, &[151_936, 896][..]));
     }
 }

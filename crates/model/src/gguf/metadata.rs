@@ -144,6 +144,11 @@ impl Metadata {
         self.find(key).is_some()
     }
 
+    /// Type and number of the elements, when the key is there and holds an array.
+    pub fn array_of(&self, key: &str) -> Option<(ValueType, u64)> {
+        self.find(key)?.elements
+    }
+
     /// Key, type, element type and count, and value bytes, for copying into another file.
     pub(crate) fn raw(&self) -> impl Iterator<Item = (&str, &Entry, &[u8])> {
         self.entries.iter().map(|e| (self.text(e.key), e, self.slice(e.value)))
