@@ -4,8 +4,10 @@
 use std::ops::Range;
 use std::path::Path;
 
+use tessera_kernels::WeightType;
+
 use crate::file_error::{Fault, FileError, quoted};
-use crate::gguf::{Gguf, Shape, TensorType};
+use crate::gguf::{Gguf, Shape};
 use crate::hyper::HyperParams;
 use crate::summary::FileSummary;
 use crate::tensor_layout::slots;
@@ -14,7 +16,7 @@ use crate::tensor_layout::slots;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightInfo {
     /// How its values are stored.
-    pub ty: TensorType,
+    pub ty: WeightType,
     /// Its extents, outermost first: a matrix is `[rows, cols]`, outputs by inputs.
     pub shape: Shape,
 }
@@ -175,7 +177,7 @@ pub(crate) fn check_tensors(
                 format!("{:?} by the hyper-parameters", slot.shape),
             ));
         }
-        let float = matches!(info.ty, TensorType::F32 | TensorType::F16 | TensorType::BF16);
+        let float = matches!(info.ty, WeightType::F32 | WeightType::F16 | WeightType::BF16);
         if slot.shape.len() == 1 && !float {
             return Err(Fault::unsupported(
                 format!("tensor {}: type", quoted(&slot.name)),
@@ -200,16 +202,16 @@ pub(crate) fn read_floats(file: &Gguf, name: &str) -> Result<Vec<f32>, FileError
 }
 
 /// Widens plain floats to f32, exactly.
-pub(crate) fn floats(name: &str, ty: TensorType, bytes: &[u8]) -> Result<Vec<f32>, Fault> {
+pub(crate) fn floats(name: &str, ty: WeightType, bytes: &[u8]) -> Result<Vec<f32>, Fault> {
     let (pairs, _) = bytes.as_chunks::<2>();
     match ty {
-        TensorType::F32 => {
+        WeightType::F32 => {
             Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
         }
-        TensorType::F16 => {
+        WeightType::F16 => {
             Ok(pairs.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect())
         }
-        TensorType::BF16 => {
+        WeightType::BF16 => {
             Ok(pairs.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect())
         }
         other => Err(Fault::unsupported(

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use tessera_model::gguf::{Gguf, TensorType};
+use tessera_kernels::WeightType;
+use tessera_model::gguf::Gguf;
 use tessera_model::{Architecture, open_weights};
 
 /// The file, or `None` after saying that the test is skipped.
@@ -38,13 +39,13 @@ fn smollm2_head_and_tensors_are_as_published() {
     );
 
     let q = file.tensor("blk.0.attn_k.weight").unwrap();
-    assert_eq!((q.ty, q.shape.dims()), (TensorType::Q4_1, &[192, 576][..]));
+    assert_eq!((q.ty, q.shape.dims()), (WeightType::Q4_1, &[192, 576][..]));
     assert_eq!(q.bytes(), 192 * 576 / 32 * 20);
     // The same bytes, whether read from the end of the file or as a row of the tensor.
     let raw = std::fs::read(&path).unwrap();
     let mut bytes = Vec::new();
     let norm = file.read_tensor("output_norm.weight", &mut bytes).unwrap();
-    assert_eq!((norm.ty, norm.shape.dims()), (TensorType::F32, &[576][..]));
+    assert_eq!((norm.ty, norm.shape.dims()), (WeightType::F32, &[576][..]));
     assert_eq!(bytes, raw[98_360_128..]);
     let table = file.tensor("token_embd.weight").unwrap();
     file.read_rows(table, 3..5, &mut bytes).unwrap();
@@ -107,6 +108,6 @@ fn hyper_parameters_of_the_catalogue_files() {
         assert_eq!((p.arch, p.layers, p.heads, p.kv_heads), (Architecture::Qwen2, 24, 14, 2));
         assert_eq!((p.tied, p.qkv_bias, p.vocab), (false, true, 151_936));
         let head = weights.info("output.weight").unwrap();
-        assert_eq!((head.ty, head.shape.dims()), (TensorType::Q8_0, &[151_936, 896][..]));
+        assert_eq!((head.ty, head.shape.dims()), (WeightType::Q8_0, &[151_936, 896][..]));
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::cursor::{Cursor, Short, Span};
 use super::metadata::{Entry, Metadata, ValueType};
 use super::source::Source;
-use super::tensor_type::TensorType;
+use super::tensor_type::weight_type;
 use super::{Shape, TensorInfo};
 use crate::file_error::{Fault, quoted, quoted_bytes};
 
@@ -237,7 +237,7 @@ fn tensor(cursor: &mut Cursor<'_>, i: usize) -> Result<TensorInfo, Fault> {
     }
     let dims = &mut dims[..rank as usize];
     let id = cursor.u32().map_err(|short| short.at(field("type")))?;
-    let ty = TensorType::parse(id, || field("type"))?;
+    let ty = weight_type(id, || field("type"))?;
     let offset = cursor.u64().map_err(|short| short.at(field("offset")))?;
 
     if dims.contains(&0) {
@@ -251,8 +251,8 @@ fn tensor(cursor: &mut Cursor<'_>, i: usize) -> Result<TensorInfo, Fault> {
         Fault::malformed(field("dimensions"), found, "a product that fits the file")
     };
     let shape = Shape::from_u64(dims).ok_or_else(too_big)?;
-    let Some(row) = ty.row_bytes(shape.cols()) else {
-        let (block, _) = ty.block().unwrap_or((1, 1));
+    let Ok(row) = ty.row_bytes(shape.cols()) else {
+        let block = ty.block_len();
         return Err(Fault::malformed(
             field("dimensions"),
             format_args!("{dims:?} of type {ty}"),

@@ -25,7 +25,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use metadata::{Metadata, StrArray, ValueType};
-pub use tensor_type::TensorType;
+pub use tensor_type::tensor_type_name;
+use tessera_kernels::WeightType;
 
 use crate::file_error::{Fault, FileError, quoted};
 use source::Source;
@@ -105,7 +106,7 @@ pub struct TensorInfo {
     /// Its name, such as `blk.0.attn_q.weight`.
     pub name: String,
     /// How its values are stored; always a supported type.
-    pub ty: TensorType,
+    pub ty: WeightType,
     /// Its extents, outermost first.
     pub shape: Shape,
     /// Position of its first byte in the file.
