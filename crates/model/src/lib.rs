@@ -5,6 +5,7 @@ pub mod arch;
 mod file_error;
 pub mod gguf;
 mod hyper;
+pub mod store;
 mod summary;
 mod tensor_layout;
 #[doc(hidden)]
