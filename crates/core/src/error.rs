@@ -61,6 +61,22 @@ pub enum Error {
         /// The nearest valid names, best first.
         nearest: Vec<String>,
     },
+    /// A setting outside its range.
+    #[error("{name} = {value}: must be {range}")]
+    Setting {
+        /// The setting, as the command line names it (without dashes in front).
+        name: &'static str,
+        /// The value as given.
+        value: String,
+        /// What it must be.
+        range: &'static str,
+    },
+    /// Numbers that are no distribution over tokens.
+    #[error("logits: {what}; the model file may be damaged (`tessera pull` checks and repairs it)")]
+    Logits {
+        /// What was found and where.
+        what: String,
+    },
     /// A failure inside a backbone (an accelerator error, say).
     #[error("backbone `{backbone}`: {what}")]
     Backbone {
@@ -80,6 +96,16 @@ impl Error {
     /// A [`Error::Plan`] from any text.
     pub fn plan(what: impl Into<String>) -> Self {
         Self::Plan { what: what.into() }
+    }
+
+    /// A [`Error::Setting`] from its parts.
+    pub fn setting(name: &'static str, value: impl ToString, range: &'static str) -> Self {
+        Self::Setting { name, value: value.to_string(), range }
+    }
+
+    /// A [`Error::Logits`] from any text.
+    pub fn logits(what: impl Into<String>) -> Self {
+        Self::Logits { what: what.into() }
     }
 
     /// A [`Error::Cache`] from any text.

@@ -6,9 +6,13 @@
 
 pub mod backbone;
 pub mod cache;
+pub mod dist;
+pub mod entry;
 pub mod error;
+pub mod event;
 pub mod pass;
 pub mod plan;
+pub mod text;
 pub mod visible;
 
 pub use backbone::{
@@ -16,6 +20,7 @@ pub use backbone::{
 };
 pub use cache::{CacheTable, KeyForm};
 pub use error::Error;
+pub use event::{Control, Event, FinishReason};
 pub use pass::{
     Condition, HiddenSite, Input, KeySet, Layers, Mask, Pass, Reveal, RowsOut, Segment,
     SegmentReveal, Sites, Taps, Write,

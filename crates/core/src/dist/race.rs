@@ -1,0 +1,214 @@
+//! The draw itself: an exponential race with one keyed number per token.
+//!
+//! Token `i` of probability `p_i` arrives at time `E_i / p_i`, with `E_i` standard exponential; the
+//! first to arrive has law `p`. In logarithms that is the largest `logit_i / T - ln E_i` (Gumbel's
+//! form), so no probability is ever computed and truncation is simply not taking part.
+//!
+//! Two consequences carry the exactness rules. `E_i` depends on the key and the id only: order,
+//! batch and pruning cannot matter. And a drafter that races *its* distribution with the same key
+//! shares the `E_i`, so the two agree about as often as two different laws can.
+//!
+//! Pruning: `E_i = -ln(1 - v) >= v >= 2^-(z+1)`, where `z` is the number of leading zero bits of
+//! the token's hash. A token whose logit cannot win even with that bound is skipped before any
+//! logarithm; a block of tokens that could not win with the smallest number there is (2^-53) is
+//! skipped before any hash. Both bounds are exact, so the result is that of the whole race.
+
+use super::key::{Key, open};
+use super::scalar::{ln, neg_ln_1m, times_ln2};
+use crate::TokenId;
+
+/// A token and its logit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// The token.
+    pub id: TokenId,
+    /// Its logit, before temperature.
+    pub logit: f32,
+}
+
+/// Room for the rounding of bounds and scores, far above it and far below any bound's use.
+const SLACK: f64 = 1e-9;
+
+/// No `-ln E` exceeds this: `E >= 2^-53`.
+const LARGEST: u32 = 53;
+
+/// Tokens looked at together before hashing.
+const BLOCK: usize = 64;
+
+/// A race under way.
+struct Race {
+    key: Key,
+    max: f64,
+    inverse: f64,
+    best: f64,
+    winner: TokenId,
+}
+
+impl Race {
+    fn new(first: Candidate, max: f32, temperature: f32, key: Key) -> Self {
+        let inverse = 1.0 / f64::from(temperature);
+        let mut race =
+            Self { key, max: f64::from(max), inverse, best: f64::NEG_INFINITY, winner: first.id };
+        race.enter(first.id, first.logit);
+        race
+    }
+
+    #[inline]
+    fn enter(&mut self, id: TokenId, logit: f32) {
+        let bits = self.key.bits(id);
+        let base = (f64::from(logit) - self.max) * self.inverse;
+        let zeros = bits.leading_zeros().min(LARGEST - 1);
+        if base + times_ln2(zeros + 1) + SLACK < self.best {
+            return;
+        }
+        let score = base - ln(neg_ln_1m(open(bits)));
+        if score > self.best || (score == self.best && id < self.winner) {
+            self.best = score;
+            self.winner = id;
+        }
+    }
+
+    /// The largest logit that certainly cannot win any more.
+    fn hopeless(&self) -> f32 {
+        let bound = self.max + (self.best - times_ln2(LARGEST) - SLACK) / self.inverse;
+        // One step down, so that rounding to f32 never excludes too much.
+        (bound as f32).next_down()
+    }
+}
+
+/// Draws from `softmax(logits / temperature)` restricted to the tokens whose logit is at least
+/// `floor`.
+///
+/// `first` is the most probable token (see [`super::argmax`]); `temperature` is above 0; logits are
+/// finite or `-inf`.
+pub fn draw_all(
+    logits: &[f32],
+    first: Candidate,
+    floor: f64,
+    temperature: f32,
+    key: Key,
+) -> TokenId {
+    let mut race = Race::new(first, first.logit, temperature, key);
+    let mut hopeless = race.hopeless();
+    for (block, values) in logits.chunks(BLOCK).enumerate() {
+        if !values.iter().fold(false, |any, &v| any | (v > hopeless)) {
+            continue;
+        }
+        let before = race.best;
+        for (i, &logit) in values.iter().enumerate() {
+            if logit > hopeless && f64::from(logit) >= floor {
+                race.enter((block * BLOCK + i) as TokenId, logit);
+            }
+        }
+        if race.best > before {
+            hopeless = race.hopeless();
+        }
+    }
+    race.winner
+}
+
+/// Draws from the softmax of the candidates' logits over `temperature`. The order of the
+/// candidates does not matter. `None` if there are none.
+///
+/// `max` is the largest logit of the whole distribution: with it the scores are the same numbers
+/// as [`draw_all`]'s.
+pub fn draw_of(candidates: &[Candidate], max: f32, temperature: f32, key: Key) -> Option<TokenId> {
+    let (&first, rest) = candidates.split_first()?;
+    let mut race = Race::new(first, max, temperature, key);
+    rest.iter().for_each(|c| race.enter(c.id, c.logit));
+    Some(race.winner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dist::argmax;
+
+    /// The definition, without any pruning.
+    fn whole(logits: &[f32], floor: f64, temperature: f32, key: Key) -> TokenId {
+        let max = f64::from(argmax(logits).unwrap().1);
+        let mut best = (f64::NEG_INFINITY, 0);
+        for (id, &logit) in logits.iter().enumerate() {
+            if f64::from(logit) < floor {
+                continue;
+            }
+            let base = (f64::from(logit) - max) * (1.0 / f64::from(temperature));
+            let score = base - ln(key.exponential(id as TokenId));
+            if score > best.0 {
+                best = (score, id as TokenId);
+            }
+        }
+        best.1
+    }
+
+    fn logits(seed: u64, n: usize, spread: f32) -> Vec<f32> {
+        let key = Key::new(seed, 9, 9);
+        (0..n as u32)
+            .map(|i| spread * (key.uniform(i) as f32 + key.uniform(i + 7) as f32))
+            .collect()
+    }
+
+    #[test]
+    fn pruning_never_changes_the_winner() {
+        for round in 0..300u64 {
+            let n = 1 + (round as usize * 37) % 1500;
+            let spread = [0.0, 0.5, 5.0, 30.0, 200.0][round as usize % 5];
+            let temperature = [1.0, 0.1, 0.7, 3.0, 1e-6, 50.0][round as usize % 6];
+            let mut values = logits(round, n, spread);
+            values[n / 2] = f32::NEG_INFINITY;
+            values[0] = 0.25;
+            let (id, logit) = argmax(&values).unwrap();
+            let first = Candidate { id, logit };
+            let floor = [f64::NEG_INFINITY, f64::from(logit) - 2.0][round as usize % 2];
+            let mut listed: Vec<Candidate> = values
+                .iter()
+                .enumerate()
+                .map(|(id, &logit)| Candidate { id: id as TokenId, logit })
+                .filter(|c| f64::from(c.logit) >= floor)
+                .collect();
+            for position in 0..20 {
+                let key = Key::new(round, 0, position);
+                let want = whole(&values, floor, temperature, key);
+                assert_eq!(draw_all(&values, first, floor, temperature, key), want, "{round}");
+                // Any order of candidates gives the same token.
+                let turn = position as usize % listed.len();
+                listed.rotate_left(turn);
+                assert_eq!(draw_of(&listed, logit, temperature, key), Some(want), "{round}");
+                listed.reverse();
+                assert_eq!(draw_of(&listed, logit, temperature, key), Some(want), "{round}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_of_probability_zero_is_never_drawn() {
+        let mut values = vec![f32::NEG_INFINITY; 500];
+        values[123] = -4.0;
+        let first = Candidate { id: 123, logit: -4.0 };
+        for position in 0..1000 {
+            let key = Key::new(0, 0, position);
+            assert_eq!(draw_all(&values, first, f64::NEG_INFINITY, 1.0, key), 123);
+        }
+        assert_eq!(draw_of(&[], 0.0, 1.0, Key::new(0, 0, 0)), None);
+    }
+
+    #[test]
+    fn a_drafter_with_the_same_key_agrees_more_than_independent_draws_would() {
+        let target = logits(1, 50, 3.0);
+        let mut draft = target.clone();
+        draft.iter_mut().zip(logits(2, 50, 1.0)).for_each(|(d, noise)| *d += noise);
+        let draw = |values: &[f32], key| {
+            let (id, logit) = argmax(values).unwrap();
+            draw_all(values, Candidate { id, logit }, f64::NEG_INFINITY, 1.0, key)
+        };
+        let agree = |other: u64| {
+            (0..2000)
+                .filter(|&p| {
+                    draw(&target, Key::new(5, 0, p)) == draw(&draft, Key::new(other, 0, p))
+                })
+                .count()
+        };
+        let (same, independent) = (agree(5), agree(6));
+        assert!(same > 1200 && independent < 400, "{same} against {independent}");
+    }
+}

@@ -1,0 +1,222 @@
+//! From logits to a token: penalties, truncations, draw.
+//!
+//! The order is llama.cpp's default one: **penalties, top-k, top-p, min-p, temperature**. So top-p
+//! and min-p look at the distribution before temperature, and top-p's probabilities are those of
+//! the tokens that top-k left. Ties are broken by the smaller token id everywhere, so the result
+//! never depends on an order of candidates.
+
+use super::key::Key;
+use super::race::{Candidate, draw_all, draw_of};
+use super::sampling::Sampling;
+use super::scalar::{exp, ln};
+use super::softmax::{argmax, sum_exp};
+use crate::{Result, TokenId};
+
+/// Chooses tokens with fixed settings. Holds memory for the work, no state: a draw depends on its
+/// arguments alone.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    settings: Sampling,
+    penalised: Vec<f32>,
+    counts: Vec<TokenId>,
+    kept: Vec<Candidate>,
+}
+
+/// Who takes part in the draw.
+enum Support {
+    /// Every token with at least this logit.
+    AtLeast(f64),
+    /// Those in `kept`.
+    Listed,
+}
+
+impl Sampler {
+    /// A sampler with these settings.
+    ///
+    /// # Errors
+    /// [`crate::Error::Setting`] for a setting outside its range.
+    pub fn new(settings: Sampling) -> Result<Self> {
+        settings.validate()?;
+        Ok(Self { settings, penalised: Vec::new(), counts: Vec::new(), kept: Vec::new() })
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Sampling {
+        &self.settings
+    }
+
+    /// The token drawn from `logits` (one per token id) with `key`. `history` is the sequence so
+    /// far, prompt included; only the penalties look at its end.
+    ///
+    /// # Errors
+    /// [`crate::Error::Logits`] if the logits are no distribution (NaN, `+inf`, all `-inf`, none).
+    pub fn draw(&mut self, logits: &[f32], history: &[TokenId], key: Key) -> Result<TokenId> {
+        let (first, support) = self.truncate(logits, history)?;
+        let temperature = self.settings.temperature;
+        Ok(match support {
+            _ if temperature == 0.0 => first.id,
+            Support::AtLeast(floor) => {
+                draw_all(self.effective(logits, history), first, floor, temperature, key)
+            }
+            Support::Listed => {
+                draw_of(&self.kept, first.logit, temperature, key).unwrap_or(first.id)
+            }
+        })
+    }
+
+    /// The distribution that [`Sampler::draw`] draws from: tokens of positive probability in
+    /// ascending order, with probabilities that sum to 1 up to rounding.
+    ///
+    /// # Errors
+    /// As [`Sampler::draw`].
+    pub fn distribution(
+        &mut self,
+        logits: &[f32],
+        history: &[TokenId],
+        out: &mut Vec<(TokenId, f64)>,
+    ) -> Result<()> {
+        out.clear();
+        let (first, support) = self.truncate(logits, history)?;
+        if self.settings.temperature == 0.0 {
+            out.push((first.id, 1.0));
+            return Ok(());
+        }
+        let inverse = 1.0 / f64::from(self.settings.temperature);
+        let weight = |logit: f32| exp((f64::from(logit) - f64::from(first.logit)) * inverse);
+        match support {
+            Support::AtLeast(floor) => out.extend(
+                (0..)
+                    .zip(self.effective(logits, history))
+                    .filter(|&(_, &logit)| f64::from(logit) >= floor)
+                    .map(|(id, &logit)| (id, weight(logit))),
+            ),
+            Support::Listed => out.extend(self.kept.iter().map(|c| (c.id, weight(c.logit)))),
+        }
+        out.retain(|&(_, w)| w > 0.0);
+        out.sort_unstable_by_key(|&(id, _)| id);
+        let sum: f64 = out.iter().map(|&(_, w)| w).sum();
+        out.iter_mut().for_each(|(_, w)| *w /= sum);
+        Ok(())
+    }
+
+    /// The logits after penalties, as left by the last [`Sampler::truncate`].
+    fn effective<'a>(&'a self, logits: &'a [f32], history: &[TokenId]) -> &'a [f32] {
+        if self.settings.penalises() && !history.is_empty() { &self.penalised } else { logits }
+    }
+
+    /// Applies everything but temperature; returns the most probable token and who takes part.
+    fn truncate(&mut self, logits: &[f32], history: &[TokenId]) -> Result<(Candidate, Support)> {
+        let s = self.settings;
+        if s.penalises() && !history.is_empty() {
+            self.penalise(logits, history);
+        }
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.clear();
+        let values = self.effective(logits, history);
+        let (id, logit) = argmax(values)?;
+        let first = Candidate { id, logit };
+        let floor = f64::from(logit)
+            + if s.min_p > 0.0 { ln(f64::from(s.min_p)) } else { f64::NEG_INFINITY };
+        let mut listed = false;
+        if s.temperature > 0.0 {
+            if s.top_k > 0 && s.top_k < values.len() {
+                top_k(values, s.top_k, &mut kept);
+                listed = true;
+            }
+            if s.top_p < 1.0 {
+                let (p, max) = (f64::from(s.top_p), f64::from(logit));
+                if listed {
+                    let mass = kept.iter().map(|c| exp(f64::from(c.logit) - max)).sum::<f64>();
+                    let reach = reach(&kept, p * mass, max).unwrap_or(kept.len());
+                    kept.truncate(reach);
+                } else {
+                    top_p(values, p, max, &mut kept);
+                    listed = true;
+                }
+            }
+            kept.retain(|c| f64::from(c.logit) >= floor);
+        }
+        self.kept = kept;
+        Ok((first, if listed { Support::Listed } else { Support::AtLeast(floor) }))
+    }
+
+    fn penalise(&mut self, logits: &[f32], history: &[TokenId]) {
+        let s = self.settings;
+        self.penalised.clear();
+        self.penalised.extend_from_slice(logits);
+        self.counts.clear();
+        self.counts.extend_from_slice(&history[history.len().saturating_sub(s.penalty_window)..]);
+        self.counts.sort_unstable();
+        for same in self.counts.chunk_by(|a, b| a == b) {
+            let Some(logit) = self.penalised.get_mut(same[0] as usize) else { continue };
+            *logit =
+                if *logit > 0.0 { *logit / s.repeat_penalty } else { *logit * s.repeat_penalty };
+            *logit -= s.presence_penalty + same.len() as f32 * s.frequency_penalty;
+        }
+    }
+}
+
+/// Most probable first, the smaller id first among equals.
+fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id))
+}
+
+/// The `k` first tokens in [`order`], in order; tokens at `-inf` never count.
+fn top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
+    let room = (2 * k).max(k.saturating_add(256));
+    let mut threshold = f32::NEG_INFINITY;
+    for (block, values) in logits.chunks(64).enumerate() {
+        // A later token with the threshold's own logit has a larger id than k that are kept.
+        if !values.iter().fold(false, |any, &v| any | (v > threshold)) {
+            continue;
+        }
+        for (i, &logit) in values.iter().enumerate() {
+            if logit > threshold {
+                kept.push(Candidate { id: (block * 64 + i) as TokenId, logit });
+            }
+        }
+        if kept.len() >= room {
+            kept.select_nth_unstable_by(k - 1, order);
+            kept.truncate(k);
+            threshold = kept[k - 1].logit;
+        }
+    }
+    kept.sort_unstable_by(order);
+    kept.truncate(k);
+}
+
+/// The first tokens in [`order`] whose probabilities reach `p`, in order.
+fn top_p(logits: &[f32], p: f64, max: f64, kept: &mut Vec<Candidate>) {
+    let target = p * sum_exp(logits, max);
+    // The answer is a beginning of the sorted vocabulary, nearly always a short one: sort only
+    // what lies within some distance of the top, and go on if that was too little.
+    for distance in [4.0, 8.0, 16.0, f64::INFINITY] {
+        kept.clear();
+        kept.extend(
+            (0..)
+                .zip(logits)
+                .filter(|&(_, &l)| l > f32::NEG_INFINITY && f64::from(l) >= max - distance)
+                .map(|(id, &logit)| Candidate { id, logit }),
+        );
+        kept.sort_unstable_by(order);
+        if let Some(count) = reach(kept, target, max) {
+            kept.truncate(count);
+            return;
+        }
+    }
+}
+
+/// How many of the candidates, from the first, it takes to reach `target`.
+fn reach(kept: &[Candidate], target: f64, max: f64) -> Option<usize> {
+    let mut sum = 0.0;
+    kept.iter()
+        .position(|c| {
+            sum += exp(f64::from(c.logit) - max);
+            sum >= target
+        })
+        .map(|at| at + 1)
+}
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;
