@@ -3,7 +3,7 @@
     python3 bench/fidelity/check_reference.py MODEL.gguf [--text prose] [--positions 600]
 
 On float32 weights llama.cpp quantises nothing, and with a float32 cache it rounds nothing, so what remains is the order of sums: the mean
-KL must be below 1e-6 nat, a hundredth of what quantised activations cost. Needs the environment of `bench/side_by_side` and room for
+KL must be below 1e-6 nat and no position above 1e-4; quantised activations cost 1e-3. Needs the environment of `bench/side_by_side` and room for
 the copy (4 bytes a weight) in the temporary directory.
 """
 
@@ -65,7 +65,7 @@ def main() -> int:
                 start = base + offset
                 p = reference.log_probs(start, start + len(q))
                 kl[start : start + len(q)] = np.einsum("ij,ij->i", np.exp(p), p - q, dtype=np.float64)
-    good = bool(kl.mean() < LIMIT)
+    good = bool(abs(kl.mean()) < LIMIT and kl.max() < 100 * LIMIT)
     print(f"{given.model.name}: {len(kl)} positions, mean KL {kl.mean():.2e}, largest {kl.max():.2e}: {'agrees' if good else 'DIFFERS'}")
     return 0 if good else 1
 
