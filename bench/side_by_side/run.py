@@ -263,6 +263,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Builds, measures, prints; 0 when every cell was measured on every engine."""
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the children are ended too
     model = model_path(given.model, given.tessera)
     if not given.without_tessera and not given.tessera.exists():
         raise SystemExit(f"run.py: there is no {given.tessera}: `cargo build --release` makes it; `--without-tessera` does without")
