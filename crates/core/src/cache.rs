@@ -94,6 +94,26 @@ impl CacheTable {
         }
     }
 
+    /// Appends rows whose number differs from layer to layer, because rows were dropped on the
+    /// way: `positions[layer]` go to every head of that layer.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] unless there is one list per layer.
+    pub fn append_by_layer(&mut self, positions: &[Vec<Position>]) -> Result<()> {
+        if positions.len() != self.layers {
+            return Err(Error::cache(format!(
+                "rows for {} layers, the cache has {}",
+                positions.len(),
+                self.layers
+            )));
+        }
+        self.lists = (0..self.layers)
+            .flat_map(|l| (0..self.kv_heads).map(move |h| (l, h)))
+            .map(|(l, h)| [self.positions(l, h), &positions[l]].concat())
+            .collect();
+        Ok(())
+    }
+
     /// Drops the last `count` rows of every head (a rollback).
     ///
     /// # Errors

@@ -353,7 +353,7 @@ impl Reveal {
         self.segments.clear();
         // Stale values are overwritten by the backbone: no need to clear what is already there.
         self.logits.resize(total * vocab, 0.0);
-        &mut self.logits
+        self.all_logits_mut()
     }
 
     /// Vocabulary size, the length of a row of logits.
@@ -381,5 +381,10 @@ impl Reveal {
     /// All logits, segment after segment, row-major.
     pub fn all_logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// All logits, for the backbone that fills them after [`Reveal::prepare`].
+    pub fn all_logits_mut(&mut self) -> &mut [f32] {
+        &mut self.logits
     }
 }

@@ -2,9 +2,11 @@
 //! architectures.
 
 pub mod arch;
+pub mod cpu;
 mod file_error;
 pub mod gguf;
 mod hyper;
+mod source;
 pub mod store;
 mod summary;
 mod tensor_layout;
@@ -14,5 +16,6 @@ mod weights;
 
 pub use file_error::{Fault, FileError};
 pub use hyper::{Architecture, HyperParams};
+pub use source::{LoadError, TensorSource};
 pub use summary::{FileSummary, TypeShare};
 pub use weights::{GgufWeights, WeightInfo, WeightSource, open_weights};

@@ -1,7 +1,13 @@
 //! Architectures as data: each file here turns hyper-parameters into a [`Blueprint`], and every
 //! backbone executes blueprints. A new decoder-only architecture is one file, not one per backbone.
 
+mod gemma3;
+mod llama;
+mod qwen2;
+
 use tessera_core::ModelSpec;
+
+use crate::hyper::{Architecture, HyperParams};
 
 /// How the pairs that rotary encoding turns lie in a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,4 +73,50 @@ pub struct Blueprint {
     pub tied: bool,
     /// One plan per layer.
     pub layers: Vec<LayerPlan>,
+}
+
+impl Blueprint {
+    /// The blueprint of a model with these hyper-parameters.
+    pub fn new(params: &HyperParams) -> Self {
+        match params.arch {
+            Architecture::Llama => llama::blueprint(params),
+            Architecture::Qwen2 => qwen2::blueprint(params),
+            Architecture::Gemma3 => gemma3::blueprint(params),
+        }
+    }
+
+    /// What the hyper-parameters say, without norms beyond the usual two.
+    fn common(params: &HyperParams, pairing: Pairing) -> Self {
+        let window = params.sliding_window.map(|w| u32::try_from(w).unwrap_or(u32::MAX));
+        let layer = |&local: &bool| LayerPlan {
+            rope_base: params.rope_base_local.filter(|_| local).unwrap_or(params.rope_base),
+            window: window.filter(|_| local),
+        };
+        Self {
+            spec: ModelSpec {
+                arch: params.arch.name().to_owned(),
+                layers: params.layers,
+                hidden: params.hidden,
+                heads: params.heads,
+                kv_heads: params.kv_heads,
+                head_dim: params.head_dim,
+                vocab: params.vocab,
+                context: params.context,
+            },
+            ffn: params.ffn,
+            norm_eps: params.norm_eps,
+            pairing,
+            rope_factors: params.rope_factors.clone(),
+            activation: params.activation,
+            qkv_bias: params.qkv_bias,
+            qk_norm: false,
+            post_norms: false,
+            embedding_scale: params.embedding_scale,
+            attention_scale: params.attention_scale,
+            attention_softcap: params.attention_softcap,
+            logit_softcap: params.logit_softcap,
+            tied: params.tied,
+            layers: params.local.iter().map(layer).collect(),
+        }
+    }
 }
