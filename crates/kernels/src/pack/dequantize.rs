@@ -47,12 +47,12 @@ pub(super) fn half_at(b: &[u8], at: usize) -> f32 {
 }
 
 /// The 4-bit code of value `i` of 32, where a byte holds values `i` and `i + 16`.
-pub(super) fn nibble(qs: &[u8], i: usize) -> u8 {
+fn nibble(qs: &[u8], i: usize) -> u8 {
     if i < 16 { qs[i] & 15 } else { qs[i - 16] >> 4 }
 }
 
 /// The fifth bit of value `i` of 32, from a little-endian u32 at `qh`.
-pub(super) fn fifth(qh: &[u8], i: usize) -> u8 {
+fn fifth(qh: &[u8], i: usize) -> u8 {
     ((qh[i / 8] >> (i % 8)) & 1) << 4
 }
 
@@ -129,7 +129,7 @@ pub(super) fn scale_min(s: &[u8], j: usize) -> (u8, u8) {
 }
 
 /// The 4-bit code of value `i` of 256 in the 128 code bytes of Q4_K and Q5_K.
-pub(super) fn nibble_k(qs: &[u8], i: usize) -> u8 {
+fn nibble_k(qs: &[u8], i: usize) -> u8 {
     let byte = qs[32 * (i / 64) + i % 32];
     if i % 64 < 32 { byte & 15 } else { byte >> 4 }
 }
@@ -155,7 +155,7 @@ fn q5_k(b: &[u8], y: &mut [f32]) {
 }
 
 /// The 6-bit code of value `i` of 256 in a Q6_K block (128 bytes of low, 64 of high bits).
-pub(super) fn code_q6_k(b: &[u8], i: usize) -> u8 {
+fn code_q6_k(b: &[u8], i: usize) -> u8 {
     let (h, j, l) = (i / 128, i / 32 % 4, i % 32);
     let low = b[64 * h + 32 * (j % 2) + l];
     let low = if j < 2 { low & 15 } else { low >> 4 };

@@ -21,7 +21,7 @@
 //! bits `2 i`.
 
 use super::WeightType;
-use super::dequantize::{code_q6_k, fifth, half_at, nibble, nibble_k, scale_min};
+use super::dequantize::{half_at, scale_min};
 use crate::error::{KernelError, Result};
 
 /// Output rows of a strip.
@@ -124,33 +124,78 @@ pub(super) fn pack_row(ty: WeightType, raw: &[u8], i: usize, strip: &mut [u8]) {
         }
         for b in 0..blocks_of {
             let at = codes_at(ty, n * blocks_of + b);
-            for k in 0..BLOCK {
-                let code = match ty {
-                    WeightType::Q8_0 => raw[2 + k] ^ 128,
-                    WeightType::Q5_0 => nibble(&raw[6..], k) | fifth(&raw[2..], k),
-                    WeightType::Q4_1 => nibble(&raw[4..], k),
-                    WeightType::Q4K => nibble_k(&raw[16..], BLOCK * b + k),
-                    _ => code_q6_k(raw, BLOCK * b + k),
-                };
-                put_code(ty, &mut strip[at..], i, k, code);
+            pack_codes(ty, raw, b, i, &mut strip[at..]);
+        }
+    }
+}
+
+/// Four bytes of `b` from `at`, the first in the low bits.
+fn word(b: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
+}
+
+/// The low four bits of each byte.
+const LOW: u32 = 0x0f0f_0f0f;
+/// The low two bits of each byte.
+const PAIR: u32 = 0x0303_0303;
+
+/// Writes the codes of row `i` in 32-block `b` of a GGUF block to the code lines of that block,
+/// four values at a time.
+fn pack_codes(ty: WeightType, raw: &[u8], b: usize, i: usize, lines: &mut [u8]) {
+    let mut put = |line: usize, word: u32| {
+        let at = line * VECTOR + 4 * i;
+        lines[at..at + 4].copy_from_slice(&word.to_le_bytes());
+    };
+    match ty {
+        WeightType::Q8_0 => {
+            for j in 0..8 {
+                put(j, word(raw, 2 + 4 * j) ^ 0x8080_8080);
+            }
+        }
+        // Byte `k` of these GGUF blocks holds values `k` and `k + 16`, as a nibble vector does.
+        WeightType::Q4_1 => {
+            for p in 0..4 {
+                put(p, word(raw, 4 + 4 * p));
+            }
+        }
+        WeightType::Q5_0 => {
+            for p in 0..4 {
+                put(p, word(raw, 6 + 4 * p));
+            }
+            let fifth = word(raw, 2);
+            put(4, u32::from_le_bytes([0, 1, 2, 3].map(|t| every_fourth(fifth >> t))));
+        }
+        WeightType::Q4K => {
+            let from = 16 + 32 * (b / 2);
+            let code = |k: usize| (word(raw, from + k) >> (4 * (b % 2))) & LOW;
+            for p in 0..4 {
+                put(p, code(4 * p) | (code(16 + 4 * p) << 4));
+            }
+        }
+        _ => {
+            let (h, j) = (b / 4, b % 4);
+            let low = |k: usize| (word(raw, 64 * h + 32 * (j % 2) + k) >> (4 * (j / 2))) & LOW;
+            let high = |k: usize| (word(raw, 128 + 32 * h + k) >> (2 * j)) & PAIR;
+            for p in 0..4 {
+                put(p, low(4 * p) | (low(16 + 4 * p) << 4));
+            }
+            for half in 0..2 {
+                let at = 16 * half;
+                put(
+                    4 + half,
+                    high(at) | (high(at + 4) << 2) | (high(at + 8) << 4) | (high(at + 12) << 6),
+                );
             }
         }
     }
 }
 
-/// Stores the code of row `i`, value `k` into the (zeroed) code lines of a block.
-fn put_code(ty: WeightType, lines: &mut [u8], i: usize, k: usize, code: u8) {
-    let (j, byte) = (k / 4, 4 * i + k % 4);
-    if ty == WeightType::Q8_0 {
-        lines[j * VECTOR + byte] = code;
-        return;
-    }
-    lines[j % 4 * VECTOR + byte] |= (code & 15) << (4 * (j / 4));
-    match ty {
-        WeightType::Q5_0 => lines[4 * VECTOR + byte] |= (code >> 4) << j,
-        WeightType::Q6K => lines[(4 + j / 4) * VECTOR + byte] |= (code >> 4) << (2 * (j % 4)),
-        _ => {}
-    }
+/// Bits 0, 4, 8 .. 28 of `x`, as a byte.
+fn every_fourth(x: u32) -> u8 {
+    let x = x & 0x1111_1111;
+    let x = (x | (x >> 3)) & PAIR;
+    let x = (x | (x >> 6)) & 0x000f_000f;
+    ((x | (x >> 12)) & 0xff) as u8
 }
 
 /// One block of a strip in plain form: what every integer kernel works on.

@@ -26,6 +26,8 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod float;
 mod scalar;
@@ -234,6 +236,8 @@ unsafe fn run_strips(isa: Isa, job: &Job<'_>, a: &Activations, strips: Range<usi
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx | Isa::Avx512Vnni => avx512::run(job, a, strips),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::run(job, a, strips),
             _ => scalar::run(job, a, strips),
         }
     }

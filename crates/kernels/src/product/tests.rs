@@ -120,21 +120,37 @@ fn results_are_near_the_exact_product() {
 
 #[test]
 fn extreme_codes_do_not_saturate() {
-    // Q8_0 with every code -128 and activations at full scale of one sign.
-    let (n, k) = (16, 64);
-    let mut raw = vec![0x80u8; WeightType::Q8_0.matrix_bytes(n, k).unwrap()];
-    for block in raw.chunks_exact_mut(34) {
-        block[..2].copy_from_slice(&0x3c00u16.to_le_bytes());
-    }
-    let w = Matrix::pack(WeightType::Q8_0, &raw, n, k).unwrap();
-    for isa in Isa::available() {
-        let pool = pool(1, isa);
-        for sign in [127.0, -127.0] {
-            let mut a = Activations::new();
-            a.quantize(&pool, &vec![sign; k], 1, k);
-            let got = multiply(&pool, &a, &w);
-            let want = (-128.0 * sign * k as f32).to_bits();
-            assert!(got.iter().all(|&v| v == want), "{isa}");
+    // Codes at either end of their range, activations at full scale of one sign.
+    for ty in WeightType::ALL.into_iter().filter(|ty| ty.is_fast()) {
+        for (fill, sign) in [(0xff, 127.0), (0xff, -127.0), (0x80, 127.0), (0, -127.0)] {
+            let (n, k) = (16, 256);
+            let mut raw = vec![fill; ty.matrix_bytes(n, k).unwrap()];
+            let scales: &[usize] = match ty {
+                WeightType::Q4_1 | WeightType::Q4K => &[0, 2],
+                WeightType::Q6K => &[208],
+                _ => &[0],
+            };
+            for block in raw.chunks_exact_mut(ty.block_bytes()) {
+                for &at in scales {
+                    block[at..at + 2].copy_from_slice(&0x3c00u16.to_le_bytes());
+                }
+            }
+            let w = Matrix::pack(ty, &raw, n, k).unwrap();
+            let mut row = vec![0.0; k];
+            w.row(0, &mut row).unwrap();
+            // Every term is an integer and the sum stays below 2^24 in f32.
+            let want = row.iter().map(|w| w * sign).sum::<f32>();
+            for isa in Isa::available() {
+                let pool = pool(1, isa);
+                let mut a = Activations::new();
+                a.quantize(&pool, &vec![sign; k], 1, k);
+                let got = multiply(&pool, &a, &w);
+                assert!(
+                    got.iter().all(|&v| f32::from_bits(v) == want),
+                    "{ty} {isa} {fill} {sign}: {} {want}",
+                    f32::from_bits(got[0])
+                );
+            }
         }
     }
 }
