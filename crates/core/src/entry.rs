@@ -266,6 +266,8 @@ pub struct MethodEntry {
     pub schema: fn() -> Schema,
     /// All its settings at their defaults ([`defaults_of`]).
     pub defaults: fn() -> Settings,
+    /// Settings at which it is the plain run (its baseline, for a policy of another loop), if any.
+    pub neutral: Option<fn() -> Settings>,
     /// Reads, completes and validates settings ([`resolve_as`]).
     pub read: fn(&'static str, &Settings) -> Result<Settings>,
     /// Makes an instance from settings.

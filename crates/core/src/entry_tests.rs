@@ -65,6 +65,7 @@ static TOY: MethodEntry = MethodEntry {
     claims: &[],
     schema: schema_of::<Config>,
     defaults: defaults_of::<Config>,
+    neutral: None,
     read: resolve_as::<Config>,
     build: |settings| read_as::<Config>("toy-keeper", settings).map(|_| Method::Plain),
 };

@@ -1,1 +1,16 @@
-//! The loops that own the order of passes, the sampler and the recipe.
+//! The loops that own the order of passes, and the recipe of methods that takes part in one.
+//!
+//! A loop knows a [`tessera_core::Backbone`] and a [`tessera_core::Vocabulary`], never a model. It
+//! is synchronous, reports through [`tessera_core::Event`]s, and stops between two passes when the
+//! listener or a cancel flag says so.
+
+pub mod autoregressive;
+mod choice;
+pub mod recipe;
+pub mod request;
+pub mod sequence;
+
+pub use autoregressive::{Model, generate, generate_in};
+pub use recipe::Recipe;
+pub use request::{Completion, Outcome, Request, Stats};
+pub use sequence::Sequence;

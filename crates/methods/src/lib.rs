@@ -1,1 +1,10 @@
 //! Every published method, one file each, and the registry that lists them.
+//!
+//! A method sees only `tessera-core`: it turns evidence into plans and cannot reach into a model.
+//! [`registry::ENTRIES`] is what the command line, configuration files, requests and documentation
+//! are generated from.
+
+pub mod loops;
+pub mod registry;
+
+pub use registry::ENTRIES;

@@ -1,0 +1,231 @@
+//! The autoregressive loop: the prompt in pieces, then one row per choice and pass.
+//!
+//! All choices of a request share the prompt's rows (the cache is forked) and every decoding pass
+//! (one segment each), so `n` texts read the weights as often as the longest of them alone would.
+//! A text does not depend on the others: its draws are keyed by its own index, and products and
+//! attention do not depend on what else is in a pass.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tessera_core::dist::Sampler;
+use tessera_core::{
+    Backbone, Control, Event, FinishReason, Input, KvStore, Mask, Pass, Position, Result, Reveal,
+    RowsOut, Segment, Vocabulary, Write,
+};
+
+use crate::choice::{Bounds, Choice};
+use crate::request::{Outcome, Request, Stats};
+use crate::sequence::Sequence;
+
+/// A model as a loop sees it.
+#[derive(Clone, Copy)]
+pub struct Model<'a> {
+    /// Runs passes.
+    pub backbone: &'a dyn Backbone,
+    /// Turns tokens into bytes and knows which of them end a text.
+    pub vocabulary: &'a dyn Vocabulary,
+}
+
+/// Answers `request` with a memory of its own. See [`generate_in`].
+///
+/// # Errors
+/// As [`generate_in`].
+pub fn generate(
+    model: Model<'_>,
+    request: &Request,
+    listener: &mut dyn FnMut(Event<'_>) -> Control,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    let limit = request.limit(model.backbone.spec())?;
+    let room = request.max_tokens.map_or(limit, |n| limit.min(request.prompt.len() + n));
+    let mut sequence = Sequence::new(model.backbone, room.min(request.prompt.len() + 1024))?;
+    generate_in(model, &mut sequence, request, listener, cancel)
+}
+
+/// Answers `request`. Rows of `sequence` that are a beginning of the prompt are reused; afterwards
+/// it holds the prompt and the tokens of choice 0 that were computed.
+///
+/// Everything that happens is reported to `listener`. Setting `cancel`, or an answer of
+/// [`Control::Stop`], ends the run before the next pass: what was made until then is the outcome,
+/// with [`FinishReason::Cancelled`].
+///
+/// # Errors
+/// [`tessera_core::Error::Setting`] and [`tessera_core::Error::ContextFull`] before anything is
+/// computed; whatever a pass or a draw reports afterwards. On an error `sequence` still matches its
+/// cache and can be used again.
+pub fn generate_in(
+    model: Model<'_>,
+    sequence: &mut Sequence,
+    request: &Request,
+    listener: &mut dyn FnMut(Event<'_>) -> Control,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    let limit = request.limit(model.backbone.spec())?;
+    let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
+    let bounds = Bounds { limit, max_tokens, seed: request.seed, ignore_end: request.ignore_end };
+    let room = request.prompt.len().saturating_add(max_tokens.min(1024)).min(limit);
+    let mut choices = (0..request.choices)
+        .map(|index| Choice::new(index, request, room))
+        .collect::<Result<Vec<_>>>()?;
+    let mut run = Run {
+        model,
+        sampler: Sampler::new(request.sampling)?,
+        bounds,
+        reveal: Reveal::new(),
+        stats: Stats { prompt_tokens: request.prompt.len(), ..Stats::default() },
+        listener: Listener { call: listener, cancel, stopped: false, seconds: 0.0 },
+    };
+    if run.prefill(sequence, request)? && max_tokens > 0 {
+        run.decode(sequence, &mut choices)?;
+    }
+    let reason = if run.listener.stopped { FinishReason::Cancelled } else { FinishReason::Length };
+    for choice in choices.iter_mut().filter(|c| c.reason.is_none()) {
+        choice.stop(reason);
+        run.listener.committed(choice, choice.made());
+    }
+    Ok(Outcome { choices: choices.into_iter().map(Choice::finish).collect(), stats: run.stats })
+}
+
+/// The listener, the time it took, and whether it or the cancel flag has stopped the run.
+struct Listener<'a> {
+    call: &'a mut dyn FnMut(Event<'_>) -> Control,
+    cancel: &'a AtomicBool,
+    stopped: bool,
+    seconds: f64,
+}
+
+impl Listener<'_> {
+    fn tell(&mut self, event: Event<'_>) {
+        let start = Instant::now();
+        self.stopped |= (self.call)(event) == Control::Stop;
+        self.seconds += start.elapsed().as_secs_f64();
+    }
+
+    fn stopped(&mut self) -> bool {
+        self.stopped |= self.cancel.load(Ordering::Relaxed);
+        self.stopped
+    }
+
+    /// Reports the tokens of `choice` from the `from`-th on, its fresh text, and its end.
+    fn committed(&mut self, choice: &Choice, from: usize) {
+        let (tokens, text) = (choice.tokens(from), choice.fresh());
+        if !tokens.is_empty() || !text.is_empty() {
+            self.tell(Event::Committed { choice: choice.index, tokens, text });
+        }
+        if let Some(reason) = choice.reason {
+            self.tell(Event::Finished { choice: choice.index, reason });
+        }
+    }
+}
+
+struct Run<'a> {
+    model: Model<'a>,
+    sampler: Sampler,
+    bounds: Bounds,
+    reveal: Reveal,
+    stats: Stats,
+    listener: Listener<'a>,
+}
+
+impl Run<'_> {
+    /// Computes what the cache lacks of the prompt; afterwards the logits of its last row are in
+    /// `reveal`. Returns whether it got to the end.
+    fn prefill(&mut self, sequence: &mut Sequence, request: &Request) -> Result<bool> {
+        let start = Instant::now();
+        let total = request.prompt.len();
+        let reused = sequence.adopt(&request.prompt)?;
+        self.stats.reused_tokens = reused;
+        let mut positions: Vec<Position> = Vec::with_capacity(request.chunk.min(total));
+        let mut done = reused;
+        while done < total {
+            if self.listener.stopped() {
+                return Ok(false);
+            }
+            let tokens = &request.prompt[done..(done + request.chunk).min(total)];
+            positions.clear();
+            positions.extend((done as Position..).take(tokens.len()));
+            let mut segment = Segment::causal(tokens, &positions, &mut *sequence.cache);
+            let last = done + tokens.len() == total;
+            segment.rows_out = if last { RowsOut::Last } else { RowsOut::None };
+            let mut segments = [segment];
+            self.model.backbone.forward(&mut Pass::new(&mut segments), &mut self.reveal)?;
+            sequence.tokens.extend_from_slice(tokens);
+            done += tokens.len();
+            self.stats.passes += 1;
+            self.stats.rows += tokens.len();
+            self.stats.prefill_seconds = start.elapsed().as_secs_f64() - self.listener.seconds;
+            self.listener.tell(Event::Prefill { done, total });
+        }
+        let seconds = self.stats.prefill_seconds;
+        self.listener.tell(Event::PrefillDone { tokens: total, reused, seconds });
+        Ok(true)
+    }
+
+    fn decode(&mut self, sequence: &mut Sequence, choices: &mut [Choice]) -> Result<()> {
+        let start = Instant::now();
+        let listened = self.listener.seconds;
+        let mut forks = (1..choices.len())
+            .map(|_| sequence.cache.fork())
+            .collect::<Result<Vec<Box<dyn KvStore>>>>()?;
+        // The first token of every choice comes from the prompt's last row.
+        for choice in choices.iter_mut() {
+            self.advance(choice, 0)?;
+        }
+        let mut memory: Vec<Segment<'static>> = Vec::with_capacity(choices.len());
+        while choices.iter().any(|c| c.reason.is_none()) && !self.listener.stopped() {
+            let mut segments = recycle(memory);
+            let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
+            for (choice, cache) in choices.iter().zip(caches) {
+                if choice.reason.is_none() {
+                    segments.push(Segment {
+                        input: Input::Tokens(&choice.row.0),
+                        positions: &choice.row.1,
+                        mask: Mask::Causal,
+                        keys: None,
+                        bias: &[],
+                        write: Write::Append,
+                        rows_out: RowsOut::Last,
+                        condition: None,
+                        cache: Some(&mut **cache),
+                    });
+                }
+            }
+            let rows = segments.len();
+            self.model.backbone.forward(&mut Pass::new(&mut segments), &mut self.reveal)?;
+            memory = recycle(segments);
+            self.stats.passes += 1;
+            self.stats.rows += rows;
+            if choices[0].reason.is_none() {
+                sequence.tokens.extend_from_slice(&choices[0].row.0);
+            }
+            let before = self.stats.drawn_tokens;
+            for (segment, choice) in choices.iter_mut().filter(|c| c.reason.is_none()).enumerate() {
+                self.advance(choice, segment)?;
+            }
+            let committed = self.stats.drawn_tokens - before;
+            self.stats.decode_tokens += committed;
+            self.stats.decode_seconds =
+                start.elapsed().as_secs_f64() - (self.listener.seconds - listened);
+            self.listener.tell(Event::Step { rows, committed });
+        }
+        Ok(())
+    }
+
+    /// Draws a choice's next token from the logits of `segment` and reports it.
+    fn advance(&mut self, choice: &mut Choice, segment: usize) -> Result<()> {
+        let made = choice.made();
+        let logits = self.reveal.logits(segment, 0);
+        choice.step(logits, &mut self.sampler, self.model.vocabulary, &self.bounds)?;
+        self.stats.drawn_tokens += 1;
+        self.listener.committed(choice, made);
+        Ok(())
+    }
+}
+
+/// An empty vector with the memory of another: segments borrow for one pass only, so their vector
+/// cannot live longer, but its memory can (collecting in place does not allocate).
+fn recycle<'b>(mut memory: Vec<Segment<'_>>) -> Vec<Segment<'b>> {
+    memory.clear();
+    memory.into_iter().filter_map(|_| None).collect()
+}

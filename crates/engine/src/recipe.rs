@@ -1,0 +1,148 @@
+//! Which methods take part in a run, and whether they fit together.
+
+use serde_json::{Value, json};
+use tessera_core::entry::{
+    Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Settings, find,
+};
+use tessera_core::{Error, Result};
+
+/// A method that takes part, with all its settings.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Its entry.
+    pub entry: &'static MethodEntry,
+    /// Its settings, complete and validated.
+    pub settings: Settings,
+}
+
+/// The methods of a run: at most one policy per place, at most one loop.
+#[derive(Debug, Clone, Default)]
+pub struct Recipe {
+    members: Vec<Member>,
+}
+
+/// The slug of the plain run.
+const PLAIN: &str = "none";
+
+impl Recipe {
+    /// The plain run.
+    pub fn plain() -> Self {
+        Self::default()
+    }
+
+    /// Looks the calls up in `entries`, completes their settings and checks that they fit together.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMethod`]; [`Error::Method`] for a wrong setting, or for two methods that
+    /// cannot work together, naming both and the reason.
+    pub fn resolve(entries: &[&'static MethodEntry], calls: &[MethodCall]) -> Result<Self> {
+        let mut members: Vec<Member> = Vec::with_capacity(calls.len());
+        for call in calls {
+            let entry = find(entries, &call.id)?;
+            let refuse = |what| Error::Method { method: entry.slug.to_owned(), what };
+            if let Some(reason) = alone(entry.kind) {
+                return Err(refuse(reason.to_owned()));
+            }
+            if let Some((other, reason)) =
+                members.iter().find_map(|m| Some((m.entry, clash(m.entry, entry)?)))
+            {
+                let what = format!("cannot be combined with `{}`: {reason}", other.slug);
+                return Err(refuse(what));
+            }
+            members.push(Member { entry, settings: entry.resolve(&call.settings)? });
+        }
+        members.retain(|m| m.entry.slug != PLAIN);
+        Ok(Self { members })
+    }
+
+    /// The methods, in the order they were asked for; none for the plain run.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Whether this is the plain run.
+    pub fn is_plain(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// What the combination promises: the weakest promise of its members.
+    pub fn exactness(&self) -> Exactness {
+        self.members.iter().fold(Exactness::BitExact, |e, m| e.and(m.entry.exactness))
+    }
+
+    /// Checks that everything the members need is offered.
+    ///
+    /// # Errors
+    /// [`Error::Method`] naming every gap of the first method that has one.
+    pub fn fits(&self, offer: &Offer) -> Result<()> {
+        for member in &self.members {
+            let missing = member.entry.needs.missing_from(offer);
+            if !missing.is_empty() {
+                return Err(Error::Method {
+                    method: member.entry.slug.to_owned(),
+                    what: format!("needs {}, which this session does not have", missing.join(", ")),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A fresh instance of every member, for one sequence.
+    ///
+    /// # Errors
+    /// As the members' own `build`.
+    pub fn build(&self) -> Result<Vec<Method>> {
+        self.members.iter().map(|m| (m.entry.build)(&m.settings)).collect()
+    }
+
+    /// The recipe as a request writes it: `[{"id": ..., settings...}]`.
+    pub fn to_json(&self) -> Value {
+        let one = |m: &Member| {
+            let mut map = Settings::new();
+            map.insert("id".to_owned(), json!(m.entry.slug));
+            map.extend(m.settings.clone());
+            Value::Object(map)
+        };
+        Value::Array(self.members.iter().map(one).collect())
+    }
+}
+
+/// Why a kind of method cannot take part in a run at all.
+fn alone(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Policy | Kind::Loop => None,
+        Kind::Program => Some("is a program with its own command, not part of a run"),
+        Kind::Objective => Some("is a training objective, not part of a run"),
+    }
+}
+
+/// Why two methods cannot work together.
+fn clash(a: &MethodEntry, b: &MethodEntry) -> Option<String> {
+    if a.slug == b.slug {
+        return Some("it is given twice".to_owned());
+    }
+    if a.slug == PLAIN || b.slug == PLAIN {
+        return Some("`none` is the plain run, without any method".to_owned());
+    }
+    if a.kind == Kind::Loop && b.kind == Kind::Loop {
+        return Some("a run has one loop".to_owned());
+    }
+    let places = a.places.iter().flat_map(|p| b.places.iter().map(move |q| (p, q)));
+    places.filter(|(p, q)| p.clashes(**q)).map(|(p, _)| word(p.role)).next()
+}
+
+fn word(role: tessera_core::entry::Role) -> String {
+    use tessera_core::entry::Role;
+    let decides = match role {
+        Role::Draft => "what is guessed ahead",
+        Role::Accept => "what of a draft is committed",
+        Role::Unmask => "the same seam of unmasking",
+        Role::Reduce => "the same site of what is kept",
+        Role::Constrain => "which tokens are allowed",
+    };
+    format!("both decide {decides}")
+}
+
+#[cfg(test)]
+#[path = "recipe_tests.rs"]
+mod tests;

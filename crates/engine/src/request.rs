@@ -1,0 +1,148 @@
+//! What is asked of a loop, and what it answers.
+
+use serde::Serialize;
+use tessera_core::dist::Sampling;
+use tessera_core::{Error, FinishReason, ModelSpec, Result, TokenId};
+
+use crate::recipe::Recipe;
+
+/// Prompt rows computed per pass: large enough for the kernels' best rate, small enough that a
+/// cancelled run stops and a progress bar moves.
+pub const CHUNK: usize = 512;
+
+/// Most choices of one request.
+pub const MAX_CHOICES: usize = 64;
+
+/// A request for text.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The prompt.
+    pub prompt: Vec<TokenId>,
+    /// Most tokens to make, per choice; `None` goes on until the model ends or the context is full.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// The request's seed: equal requests with equal seeds give equal text.
+    pub seed: u64,
+    /// Texts that end a choice; they are not part of it.
+    pub stops: Vec<String>,
+    /// How many texts to make, 1 to [`MAX_CHOICES`].
+    pub choices: usize,
+    /// Most tokens, prompt included; `None` for what the model was trained for.
+    pub context: Option<usize>,
+    /// Go on after the model's end token.
+    pub ignore_end: bool,
+    /// Prompt rows per pass. Has no influence on the result.
+    pub chunk: usize,
+    /// The methods that take part.
+    pub recipe: Recipe,
+}
+
+impl Request {
+    /// A request with the default settings and seed 0.
+    pub fn new(prompt: Vec<TokenId>) -> Self {
+        Self {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            seed: 0,
+            stops: Vec::new(),
+            choices: 1,
+            context: None,
+            ignore_end: false,
+            chunk: CHUNK,
+            recipe: Recipe::plain(),
+        }
+    }
+
+    /// Checks the request against the model and returns how many tokens fit its context.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming what is impossible; [`Error::ContextFull`] if the prompt leaves no
+    /// room for a token.
+    pub fn limit(&self, spec: &ModelSpec) -> Result<usize> {
+        self.sampling.validate()?;
+        if self.prompt.is_empty() {
+            return Err(Error::setting("prompt", "empty", "at least one token: write something"));
+        }
+        if !(1..=MAX_CHOICES).contains(&self.choices) {
+            return Err(Error::setting("choices", self.choices, "between 1 and 64"));
+        }
+        if self.chunk == 0 {
+            return Err(Error::setting("chunk", 0, "at least 1"));
+        }
+        let limit = match self.context {
+            None => spec.context,
+            Some(0) => {
+                return Err(Error::setting("context", 0, "at least 1 token"));
+            }
+            Some(asked) if asked > spec.context => {
+                let value = format!("{asked} (the model was trained for {})", spec.context);
+                return Err(Error::setting("context", value, "at most the model's own context"));
+            }
+            Some(asked) => asked,
+        };
+        let needed = self.prompt.len() + usize::from(self.max_tokens != Some(0));
+        if needed > limit {
+            return Err(Error::ContextFull { needed, limit, trained: spec.context });
+        }
+        Ok(limit)
+    }
+}
+
+/// One text made for a request.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Completion {
+    /// Its tokens, without an end token.
+    pub tokens: Vec<TokenId>,
+    /// Its text, up to the stop string if one was found.
+    pub text: String,
+    /// Why it ended.
+    pub reason: FinishReason,
+}
+
+/// What a request cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those of them that were in the cache already.
+    pub reused_tokens: usize,
+    /// Wall-clock time of the prompt's passes.
+    pub prefill_seconds: f64,
+    /// Tokens drawn, over all choices.
+    pub drawn_tokens: usize,
+    /// Tokens drawn from the decoding passes: all but the first of each choice.
+    pub decode_tokens: usize,
+    /// Wall-clock time of decoding, without the time spent in the listener.
+    pub decode_seconds: f64,
+    /// Passes, prompt included.
+    pub passes: usize,
+    /// Rows computed, prompt included.
+    pub rows: usize,
+}
+
+impl Stats {
+    /// Prompt tokens computed per second; 0 if there was nothing to compute.
+    pub fn prefill_rate(&self) -> f64 {
+        rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+    }
+
+    /// Tokens decoded per second; 0 if there were none.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.decode_tokens, self.decode_seconds)
+    }
+}
+
+fn rate(count: usize, seconds: f64) -> f64 {
+    if count == 0 || seconds <= 0.0 { 0.0 } else { count as f64 / seconds }
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The texts, by choice.
+    pub choices: Vec<Completion>,
+    /// What they cost.
+    pub stats: Stats,
+}

@@ -1,0 +1,3 @@
+//! Methods that own the order of passes.
+
+pub mod none;

@@ -1,0 +1,148 @@
+//! Laws that every entry of the registry obeys.
+//!
+//! Each law is a function from an entry to what it found wrong, so that the same laws run over the
+//! registry (all must hold) and over deliberately broken entries (each must be caught).
+
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Value, json};
+use tessera_core::dist::Sampling;
+use tessera_core::entry::{Exactness, Kind, MethodCall, MethodEntry};
+use tessera_core::{Control, FinishReason};
+use tessera_engine::{Completion, Model, Recipe, Request, generate};
+
+use crate::{Scripted, Words};
+
+/// What a law found wrong.
+pub type Finding = Result<(), String>;
+
+/// A law's name and test.
+pub type Law = (&'static str, fn(&'static MethodEntry) -> Finding);
+
+/// The laws of entries, whatever their kind.
+pub const ENTRY_LAWS: &[Law] = &[
+    ("names are well formed", names),
+    ("sites belong to their roles", sites),
+    ("every setting is documented", schema),
+    ("defaults are complete and valid", defaults),
+    ("unknown settings are refused", unknown),
+    ("a lossy method says what may change", honesty),
+    ("neutral settings are the plain run", neutral),
+];
+
+/// Runs every law over every entry; returns one line per breach.
+pub fn check(entries: &[&'static MethodEntry]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (entry, (law, test)) in entries.iter().flat_map(|e| ENTRY_LAWS.iter().map(move |l| (e, l)))
+    {
+        if let Err(what) = test(entry) {
+            found.push(format!("{}: {law}: {what}", entry.slug));
+        }
+    }
+    found
+}
+
+fn ensure(holds: bool, what: impl FnOnce() -> String) -> Finding {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+fn names(entry: &'static MethodEntry) -> Finding {
+    for name in std::iter::once(&entry.slug).chain(entry.aliases) {
+        let good = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        ensure(good && !name.is_empty() && !name.starts_with('-'), || {
+            format!("`{name}` must be lower-case words joined by `-`")
+        })?;
+    }
+    ensure(entry.summary.ends_with('.') && !entry.name.is_empty(), || {
+        "needs a name, and a summary that is a sentence".to_owned()
+    })
+}
+
+fn sites(entry: &'static MethodEntry) -> Finding {
+    ensure(entry.places.is_empty() != (entry.kind == Kind::Policy), || {
+        "a policy has places, anything else has none".to_owned()
+    })?;
+    match entry.places.iter().find(|p| !p.site.belongs_to(p.role)) {
+        Some(place) => Err(format!("{:?} has no site {:?}", place.role, place.site)),
+        None => Ok(()),
+    }
+}
+
+fn schema(entry: &'static MethodEntry) -> Finding {
+    let schema = (entry.schema)();
+    let root = schema.as_value();
+    ensure(root.get("additionalProperties") == Some(&json!(false)), || {
+        "the settings must be `deny_unknown_fields`".to_owned()
+    })?;
+    let Some(properties) = root.get("properties").and_then(Value::as_object) else {
+        return Ok(());
+    };
+    for (field, property) in properties {
+        let documented = property.get("description").and_then(Value::as_str).is_some();
+        ensure(documented, || format!("`{field}` has no doc comment"))?;
+    }
+    Ok(())
+}
+
+fn defaults(entry: &'static MethodEntry) -> Finding {
+    let defaults = (entry.defaults)();
+    let schema = (entry.schema)();
+    let fields = schema.as_value().get("properties").and_then(Value::as_object);
+    let missing =
+        fields.into_iter().flat_map(|f| f.keys()).find(|f| !defaults.contains_key(f.as_str()));
+    ensure(missing.is_none(), || format!("{missing:?} has no default"))?;
+    let resolved = entry.resolve(&defaults).map_err(|e| e.to_string())?;
+    ensure(resolved == defaults, || "resolving the defaults changes them".to_owned())?;
+    (entry.build)(&defaults).map(|_| ()).map_err(|e| e.to_string())
+}
+
+fn unknown(entry: &'static MethodEntry) -> Finding {
+    let mut settings = (entry.defaults)();
+    settings.insert("no_such_setting".to_owned(), json!(1));
+    match entry.resolve(&settings) {
+        Err(e) if e.to_string().contains("no_such_setting") => Ok(()),
+        Err(e) => Err(format!("the error does not name the setting: {e}")),
+        Ok(_) => Err("an unknown setting was accepted".to_owned()),
+    }
+}
+
+fn honesty(entry: &'static MethodEntry) -> Finding {
+    match entry.exactness {
+        Exactness::Lossy { what } => {
+            ensure(what.len() >= 8, || "`lossy` without saying what may change".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs `calls` on a seeded toy and returns the text.
+pub fn toy_run(
+    entries: &[&'static MethodEntry],
+    calls: &[MethodCall],
+    sampling: Sampling,
+) -> Result<Completion, String> {
+    let words = Words::bytes();
+    let toy = Scripted::hashed(258, 256, 11, 6.0);
+    let mut request = Request::new(words.encode_bytes(b"a toy prompt"));
+    request.recipe = Recipe::resolve(entries, calls).map_err(|e| e.to_string())?;
+    request.sampling = sampling;
+    request.max_tokens = Some(40);
+    let model = Model { backbone: &toy, vocabulary: &words };
+    let cancel = AtomicBool::new(false);
+    let outcome = generate(model, &request, &mut |_| Control::Continue, &cancel);
+    let mut choices = outcome.map_err(|e| e.to_string())?.choices;
+    ensure(choices.len() == 1, || "one choice".to_owned())?;
+    ensure(choices[0].reason != FinishReason::Cancelled, || "cancelled".to_owned())?;
+    Ok(choices.remove(0))
+}
+
+fn neutral(entry: &'static MethodEntry) -> Finding {
+    let Some(settings) = entry.neutral else { return Ok(()) };
+    let call = MethodCall { id: entry.slug.to_owned(), settings: settings() };
+    for sampling in [Sampling::greedy(), Sampling::neutral(), Sampling::default()] {
+        let with = toy_run(&[entry], std::slice::from_ref(&call), sampling)?;
+        let plain = toy_run(&[entry], &[], sampling)?;
+        ensure(with == plain, || format!("{:?} instead of {:?}", with.tokens, plain.tokens))?;
+    }
+    Ok(())
+}

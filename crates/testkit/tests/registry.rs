@@ -1,0 +1,165 @@
+//! The laws over the whole registry, and proof that each law can fail.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tessera_core::entry::{
+    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
+    defaults_of, find, resolve_as, schema_of,
+};
+use tessera_methods::ENTRIES;
+use tessera_testkit::{laws, source};
+
+#[test]
+fn every_entry_obeys_every_law() {
+    let found = laws::check(ENTRIES);
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn slugs_are_sorted_and_names_unique() {
+    assert!(ENTRIES.windows(2).all(|w| w[0].slug < w[1].slug), "not in alphabetical order");
+    for entry in ENTRIES {
+        for name in std::iter::once(&entry.slug).chain(entry.aliases) {
+            assert_eq!(find(ENTRIES, name).unwrap().slug, entry.slug, "{name} names two methods");
+        }
+    }
+}
+
+#[test]
+fn every_method_has_its_file_and_every_file_its_method() {
+    let files = source::method_files(&source::methods_directory()).unwrap();
+    let mut stems = Vec::new();
+    for file in &files {
+        let stem = file.file_stem().unwrap().to_str().unwrap();
+        let text = std::fs::read_to_string(file).unwrap();
+        let found = source::check_file(stem, &text, ENTRIES);
+        assert!(found.is_empty(), "{found:#?}");
+        stems.push(stem.replace('_', "-"));
+    }
+    for entry in ENTRIES {
+        assert!(stems.iter().any(|s| s == entry.slug), "`{}` has no file of its name", entry.slug);
+    }
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Good {
+    /// A size.
+    size: u32,
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Undocumented {
+    size: u32,
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct Lenient {
+    /// A size.
+    size: u32,
+}
+
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Impossible {
+    /// A size.
+    size: u32,
+}
+
+impl MethodConfig for Good {
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl MethodConfig for Undocumented {
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl MethodConfig for Lenient {
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+impl MethodConfig for Impossible {
+    fn validate(&self) -> Result<(), String> {
+        if self.size > 0 { Ok(()) } else { Err("size = 0: must be above 0".to_owned()) }
+    }
+}
+
+const fn entry<C: MethodConfig>() -> MethodEntry {
+    MethodEntry {
+        slug: "fine",
+        aliases: &[],
+        name: "Fine",
+        paper: None,
+        summary: "Does nothing.",
+        kind: Kind::Policy,
+        places: &[Place { role: Role::Draft, site: Site::Whole }],
+        exactness: Exactness::BitExact,
+        needs: Needs::NONE,
+        claims: &[],
+        schema: schema_of::<C>,
+        defaults: defaults_of::<C>,
+        neutral: Some(Settings::new),
+        read: resolve_as::<C>,
+        build: |_| Ok(Method::Plain),
+    }
+}
+
+static FINE: MethodEntry = entry::<Good>();
+static BAD_NAME: MethodEntry = MethodEntry { slug: "Bad Name", ..entry::<Good>() };
+static BAD_SITE: MethodEntry =
+    MethodEntry { places: &[Place { role: Role::Draft, site: Site::Decode }], ..entry::<Good>() };
+static NO_PLACE: MethodEntry = MethodEntry { places: &[], ..entry::<Good>() };
+static UNDOCUMENTED: MethodEntry = entry::<Undocumented>();
+static LENIENT: MethodEntry = entry::<Lenient>();
+static IMPOSSIBLE: MethodEntry = entry::<Impossible>();
+static INCOMPLETE: MethodEntry = MethodEntry { defaults: Settings::new, ..entry::<Good>() };
+static DEAF: MethodEntry = MethodEntry { read: |_, s| Ok(s.clone()), ..entry::<Good>() };
+static VAGUE: MethodEntry =
+    MethodEntry { exactness: Exactness::Lossy { what: "" }, ..entry::<Good>() };
+static NOT_NEUTRAL: MethodEntry = MethodEntry {
+    neutral: Some(|| Settings::from_iter([("size".to_owned(), serde_json::json!("x"))])),
+    ..entry::<Good>()
+};
+
+#[test]
+fn a_broken_entry_fails_each_law() {
+    assert_eq!(laws::check(&[&FINE]), Vec::<String>::new());
+    for (broken, law) in [
+        (&BAD_NAME, "names are well formed"),
+        (&BAD_SITE, "sites belong"),
+        (&NO_PLACE, "sites belong"),
+        (&UNDOCUMENTED, "every setting is documented"),
+        (&LENIENT, "every setting is documented"),
+        (&IMPOSSIBLE, "defaults are complete and valid"),
+        (&INCOMPLETE, "defaults are complete and valid"),
+        (&DEAF, "unknown settings are refused"),
+        (&VAGUE, "a lossy method says"),
+        (&NOT_NEUTRAL, "neutral settings"),
+    ] {
+        let found = laws::check(&[broken]);
+        assert!(found.iter().any(|f| f.contains(law)), "{law}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_file_that_breaks_a_rule_is_found() {
+    let none = source::methods_directory().join("loops/none.rs");
+    let good = std::fs::read_to_string(none).unwrap();
+    let check = |stem, text: &str| source::check_file(stem, text, ENTRIES).join("\n");
+    assert_eq!(check("none", &good), "");
+    assert!(check("other", &good).contains("no entry `other`"));
+    for word in source::HEADER {
+        let without = good.replace(&format!("//! {word}: "), "//! ");
+        assert!(check("none", &without).contains(word), "{word}");
+    }
+    assert!(check("none", &good.replace("#[test]", "")).contains("#[test]"));
+    assert!(check("none", &"\n".repeat(600)).contains("long because"));
+}
