@@ -134,12 +134,14 @@ class Engine:
 
 
 def model_path(name: str, tessera: Path) -> Path:
-    """A file as given; a `NAME.gguf` in `TESSERA_TEST_MODELS`; else what `tessera show NAME --json` says."""
+    """A file as given; else a catalogue name's file in `TESSERA_TEST_MODELS` or the store; else what `tessera show NAME --json` says."""
     if Path(name).is_file():
         return Path(name)
-    folder = os.environ.get("TESSERA_TEST_MODELS")
-    if folder and (found := Path(folder) / f"{name}.gguf").is_file():
-        return found
+    file = name.lower().replace(":", "-") + ".gguf"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessera"
+    for folder in (os.environ.get("TESSERA_TEST_MODELS"), Path(os.environ.get("TESSERA_HOME") or cache) / "models"):
+        if folder and (Path(folder) / file).is_file():
+            return Path(folder) / file
     try:
         shown = subprocess.run([str(tessera), "show", name, "--json"], capture_output=True, text=True, check=True)
         return Path(json.loads(shown.stdout)["path"])

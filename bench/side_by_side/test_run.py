@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 import llama_setup
@@ -65,6 +67,15 @@ class Driver(unittest.TestCase):
         self.assertIsNone(first["ratio"])
         self.assertIn("no three rows", engines[0].failures["rows3@256"])
         self.assertAlmostEqual(second["ratio"], 4.0)
+
+    def test_a_catalogue_name_is_found_in_the_models_directory(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "qwen2.5-coder-0.5b.gguf"
+            file.write_bytes(b"")
+            with mock.patch.dict(os.environ, {"TESSERA_TEST_MODELS": folder}):
+                self.assertEqual(run.model_path("qwen2.5-coder:0.5b", Path("none")), file)
+                with self.assertRaises(SystemExit):
+                    run.model_path("qwen2.5-coder:9b", Path("none"))
 
     def test_the_tile_fix_is_applied_once_and_only_to_the_file_it_knows(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
