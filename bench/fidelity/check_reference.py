@@ -2,9 +2,9 @@
 
     python3 bench/fidelity/check_reference.py MODEL.gguf [--text prose] [--positions 600]
 
-On float32 weights llama.cpp quantises nothing, and with a float32 cache it rounds nothing, so what remains is the order of sums: the mean
-KL must be below 1e-6 nat and no position above 1e-4; quantised activations cost 1e-3. Needs the environment of `bench/side_by_side` and room for
-the copy (4 bytes a weight) in the temporary directory.
+On float32 weights llama.cpp quantises nothing, and with a float32 cache it rounds nothing, so what remains is the order of sums: the
+mean KL must be below 1e-6 nat and no position above 1e-4; quantised activations cost 1e-3. Needs the environment of
+`bench/side_by_side`, and room for the copy (4 bytes a weight) in the temporary directory.
 """
 
 from __future__ import annotations

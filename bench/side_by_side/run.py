@@ -257,7 +257,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer cells, turns and tokens")
     parser.add_argument("--tessera", type=Path, default=ROOT / "target" / "release" / "tessera")
     parser.add_argument("--without-tessera", action="store_true", help="llama.cpp alone")
-    parser.add_argument("--json", type=Path, default=None, help="where the record goes (default: beside the build, named by model and time)")
+    parser.add_argument(
+        "--json", type=Path, default=None, help="where the record goes (default: beside the build, named by model and time)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the random tokens")
     return parser.parse_args()
 
@@ -276,8 +278,11 @@ def main() -> int:
     python = llama_setup.ensure(directory, os.cpu_count() or 2)
     child = Path(__file__).with_name("llama_child.py")
     engines = [
-        Engine(f"llama.cpp fa {flash}", [python, child, "--model", model, "--threads", str(given.threads), "--flash-attention", flash],
-               directory / f"child-fa-{flash}.log")  # fmt: skip
+        Engine(
+            f"llama.cpp fa {flash}",
+            [python, child, "--model", model, "--threads", str(given.threads), "--flash-attention", flash],
+            directory / f"child-fa-{flash}.log",
+        )
         for flash in ("on", "off")
     ]
     if not given.without_tessera:
