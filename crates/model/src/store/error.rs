@@ -101,9 +101,9 @@ pub enum StoreError {
         /// What is wrong with the value; never the value of a secret.
         reason: String,
     },
-    /// Nothing to remove.
+    /// The model is known and not here.
     #[error(
-        "`{name}` is not installed, so there is nothing to remove. Next: `tessera list` shows what is"
+        "`{name}` is not on this machine. Next: `tessera pull {name}` fetches it, `tessera list` shows what is here"
     )]
     NotInstalled {
         /// The model as named by the caller.

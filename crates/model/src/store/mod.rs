@@ -13,9 +13,13 @@
 //! order, under a temporary name, and kept only if its sha256 is right.
 
 mod catalogue;
+mod choice;
 mod config;
 mod error;
+mod holdings;
+mod http;
 mod hub;
+mod hub_cache;
 mod packages;
 mod progress;
 mod reference;
@@ -28,6 +32,7 @@ use std::path::{Path, PathBuf};
 pub use catalogue::{Catalogue, Entry, Part, Source};
 pub use config::StoreConfig;
 pub use error::{Attempt, StoreError};
+pub use holdings::{Holding, Removed};
 pub use progress::{Event, Listener};
 pub use reference::{HubRef, ModelRef, RepoId};
 
@@ -145,9 +150,8 @@ impl Store {
             ModelRef::Path(path) => {
                 Ok(model_at(path)?.map(|path| located(path, Origin::Path, None)))
             }
-            ModelRef::Hub(hub) => {
-                Ok(hub::find(&self.config, hub)?.map(|path| located(path, Origin::HubCache, None)))
-            }
+            ModelRef::Hub(hub) => Ok(hub_cache::find(&self.config, hub)?
+                .map(|path| located(path, Origin::HubCache, None))),
             ModelRef::Catalogue(name) => {
                 let entry = self.entry(name)?;
                 Ok(self

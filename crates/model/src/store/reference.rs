@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::catalogue::Catalogue;
 use super::error::StoreError;
@@ -40,8 +40,8 @@ pub struct HubRef {
 }
 
 /// `org/name` on the hub; both parts keep the hub's own naming rules.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RepoId {
     org: String,
     name: String,
@@ -216,6 +216,12 @@ impl TryFrom<String> for RepoId {
     }
 }
 
+impl From<RepoId> for String {
+    fn from(repo: RepoId) -> Self {
+        repo.to_string()
+    }
+}
+
 impl fmt::Display for RepoId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.org, self.name)
@@ -241,4 +247,112 @@ pub(super) fn is_safe_file_path(text: &str) -> bool {
                 && !part.ends_with([' ', '.'])
                 && !part.chars().any(|c| c.is_control() || "\\:*?\"<>|".contains(c))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Component;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<ModelRef, StoreError> {
+        ModelRef::parse_with(text, &Catalogue::builtin().unwrap(), |p| p == Path::new("here/dir"))
+    }
+
+    fn hub(text: &str) -> HubRef {
+        match parse(text) {
+            Ok(ModelRef::Hub(hub)) => hub,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_kind_is_told_apart() {
+        assert_eq!(parse("SmolLM2").unwrap(), ModelRef::Catalogue("smollm2".to_owned()));
+        let h = hub("Org.x/re_po-1:q4_k_m@v1.0");
+        assert_eq!((h.repo.org(), h.repo.name()), ("Org.x", "re_po-1"));
+        assert_eq!((h.quant.as_deref(), h.revision()), (Some("Q4_K_M"), "v1.0"));
+        assert_eq!(hub("hf://a/b"), hub("a/b"));
+        assert_eq!(hub("a/b").revision(), "main");
+        for path in ["./x", "/x", "../x", ".", "x.gguf", "a/b.GGUF", "here/dir"] {
+            assert_eq!(parse(path).unwrap(), ModelRef::Path(path.into()), "{path}");
+        }
+        assert_eq!(hub("hf://here/dir").to_string(), "here/dir");
+    }
+
+    #[test]
+    fn what_could_escape_or_mislead_is_refused() {
+        for bad in [
+            "",
+            "a\nb",
+            "hf://../x",
+            "hf://a/..",
+            "hf://a/b/c",
+            "a/../b",
+            "a//b",
+            ".a/b",
+            "-a/b",
+            "a/.b",
+            "a/-b",
+            "a--b/c",
+            "a/b--c",
+            "a/b:",
+            "a/b:Q4/../x",
+            "a/b@../main",
+            "a/b@-x",
+            "a/b@",
+            "a/b@x/y",
+            "a\\b/c",
+            "a/b\u{202e}",
+            "a/b%2f",
+            "hf://",
+            "hf://a",
+            "a/b:Q4@",
+            "a/b:Q4_K_M:Q8_0",
+        ] {
+            assert!(matches!(parse(bad), Err(StoreError::BadReference { .. })), "{bad:?}");
+        }
+        let e = parse("qwen2.5-coder:0.6b").unwrap_err();
+        assert!(
+            e.is_usage() && e.to_string().contains("did you mean `qwen2.5-coder:0.5b`?"),
+            "{e}"
+        );
+        let e = parse("a/b\u{1b}[31m").unwrap_err().to_string();
+        assert!(!e.contains('\u{1b}'), "control characters do not reach the terminal");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_is_refused(text in "\\PC{0,60}|[a-z./:@_%~-]{0,40}") {
+            if let Ok(ModelRef::Hub(hub)) = parse(&text) {
+                let folder = hub.repo.folder();
+                let parts: Vec<_> = Path::new(&folder).components().collect();
+                prop_assert!(matches!(parts[..], [Component::Normal(_)]));
+                prop_assert_eq!(RepoId::from_folder(&folder), Some(hub.repo.clone()));
+                prop_assert!(is_revision(hub.revision()));
+            }
+        }
+
+        #[test]
+        fn a_hub_reference_reads_back(
+            text in "[A-Za-z0-9]([._-]?[A-Za-z0-9]){0,8}/[A-Za-z0-9]([._-]?[A-Za-z0-9]){0,8}\
+                     (:[A-Z][A-Z0-9_]{1,7})?(@[a-z0-9][a-z0-9._-]{0,3}[a-z0-9])?"
+        ) {
+            prop_assume!(!text.contains("..") && !text.ends_with(".gguf"));
+            let text = text.replace(char::is_whitespace, "");
+            let first = hub(&text);
+            prop_assert_eq!(first.to_string(), text.as_str());
+            prop_assert_eq!(hub(&format!("hf://{first}")), first);
+        }
+
+        #[test]
+        fn a_safe_file_path_stays_below(text in "[a./\\\\ :~-]{0,12}|\\PC{0,20}") {
+            if is_safe_file_path(&text) {
+                let plain = Path::new(&text).components().all(|c| matches!(c, Component::Normal(_)));
+                prop_assert!(plain && !text.contains('\\'));
+            }
+        }
+    }
 }

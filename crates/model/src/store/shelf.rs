@@ -80,7 +80,6 @@ impl Shelf {
         self.dir.join(format!(".pieces-{file_name}"))
     }
 
-    #[allow(dead_code, reason = "removal comes next")]
     /// Everything an interrupted pull of `file_name` may have left.
     pub(super) fn leftovers(&self, file_name: &str) -> [PathBuf; 3] {
         [self.partial(file_name), self.partial_record(file_name), self.pieces(file_name)]
@@ -148,10 +147,15 @@ impl Shelf {
         if let Some(Ok(dir)) = path.parent().map(File::open) {
             let _ = dir.sync_all();
         }
+        self.note(path, record, sha256);
+        Ok(())
+    }
+
+    /// Records the hash of a file that was computed elsewhere.
+    pub(super) fn note(&self, path: &Path, record: &Path, sha256: &str) {
         if let Ok(now) = stamp(path) {
             self.remember(record, now, sha256);
         }
-        Ok(())
     }
 
     /// Records are an economy: where they cannot be written, the next run hashes again.
