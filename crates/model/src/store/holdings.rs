@@ -135,7 +135,9 @@ impl Store {
             let _lock = shelf.lock(&file_name, &name, events)?;
             let mut files = vec![shelf.file(&file_name), shelf.record(&file_name)];
             files.extend(shelf.leftovers(&file_name));
-            files.push(hub::record(&shelf, entry));
+            if hub_cache {
+                files.push(hub::record(&shelf, entry));
+            }
             for path in files {
                 if fs::symlink_metadata(&path).is_err() {
                     continue;
