@@ -293,7 +293,11 @@ fn download(
     if !status.success() {
         let text = fs::read_to_string(&log).unwrap_or_default();
         remove_tree(dir)?;
-        return Err(SourceError::Refused(format!("{requirement}: {}", why(&text, status))));
+        let mut reason = why(&text, status);
+        if !reason.contains(&requirement) {
+            reason = format!("{requirement}: {reason}");
+        }
+        return Err(SourceError::Refused(reason));
     }
     only_wheel(dir).ok_or_else(|| SourceError::refused(format!("{requirement}: pip left no wheel")))
 }

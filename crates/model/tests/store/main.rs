@@ -1,5 +1,11 @@
 //! The store against a hub and a package client of this test's own making.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests, where a panic is a failure"
+)]
+
 mod fake_hub;
 mod fake_pip;
 mod holdings;
