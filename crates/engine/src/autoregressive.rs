@@ -227,5 +227,5 @@ impl Run<'_> {
 /// cannot live longer, but its memory can (collecting in place does not allocate).
 fn recycle<'b>(mut memory: Vec<Segment<'_>>) -> Vec<Segment<'b>> {
     memory.clear();
-    memory.into_iter().filter_map(|_| None).collect()
+    memory.into_iter().map_while(|_| None).collect()
 }
