@@ -9,9 +9,10 @@
 //! shares the `E_i`, so the two agree about as often as two different laws can.
 //!
 //! Pruning: `E_i = -ln(1 - v) >= v >= 2^-(z+1)`, where `z` is the number of leading zero bits of
-//! the token's hash. A token whose logit cannot win even with that bound is skipped before any
-//! logarithm; a block of tokens that could not win with the smallest number there is (2^-53) is
-//! skipped before any hash. Both bounds are exact, so the result is that of the whole race.
+//! the token's hash. So the largest logit of a block says how many zero bits a hash must begin with
+//! for its token to win; a token with fewer costs one hash and one comparison, and a block that
+//! would need more than there are (`E_i >= 2^-53`) costs not even that. The bounds are exact, so the
+//! result is that of the whole race.
 
 use super::key::{Key, open};
 use super::scalar::{ln, neg_ln_1m, times_ln2};
@@ -68,11 +69,10 @@ impl Race {
         }
     }
 
-    /// The largest logit that certainly cannot win any more.
-    fn hopeless(&self) -> f32 {
-        let bound = self.max + (self.best - times_ln2(LARGEST) - SLACK) / self.inverse;
-        // One step down, so that rounding to f32 never excludes too much.
-        (bound as f32).next_down()
+    /// Zero bits that the hash of a token with logit `logit` or less must begin with to win.
+    fn needed_zeros(&self, logit: f32) -> f64 {
+        let base = (f64::from(logit) - self.max) * self.inverse;
+        (self.best - base - SLACK) / times_ln2(1) - 1.0
     }
 }
 
@@ -89,19 +89,18 @@ pub fn draw_all(
     key: Key,
 ) -> TokenId {
     let mut race = Race::new(first, first.logit, temperature, key);
-    let mut hopeless = race.hopeless();
     for (block, values) in logits.chunks(BLOCK).enumerate() {
-        if !values.iter().fold(false, |any, &v| any | (v > hopeless)) {
+        let top = values.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+        let needed = race.needed_zeros(top);
+        if needed > f64::from(LARGEST) || f64::from(top) < floor {
             continue;
         }
-        let before = race.best;
-        for (i, &logit) in values.iter().enumerate() {
-            if logit > hopeless && f64::from(logit) >= floor {
-                race.enter((block * BLOCK + i) as TokenId, logit);
+        // Rounded down, and below 0 for nothing: too many tokens are let through, never too few.
+        let largest = u64::MAX >> (needed as u32);
+        for (id, &logit) in ((block * BLOCK) as TokenId..).zip(values) {
+            if key.bits(id) <= largest && f64::from(logit) >= floor {
+                race.enter(id, logit);
             }
-        }
-        if race.best > before {
-            hopeless = race.hopeless();
         }
     }
     race.winner

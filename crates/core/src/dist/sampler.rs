@@ -9,7 +9,7 @@ use super::key::Key;
 use super::race::{Candidate, draw_all, draw_of};
 use super::sampling::Sampling;
 use super::scalar::{exp, ln};
-use super::softmax::{argmax, sum_exp};
+use super::softmax::argmax;
 use crate::{Result, TokenId};
 
 /// Chooses tokens with fixed settings. Holds memory for the work, no state: a draw depends on its
@@ -124,13 +124,14 @@ impl Sampler {
                 listed = true;
             }
             if s.top_p < 1.0 {
-                let (p, max) = (f64::from(s.top_p), f64::from(logit));
+                let p = f64::from(s.top_p);
                 if listed {
+                    let max = f64::from(logit);
                     let mass = kept.iter().map(|c| exp(f64::from(c.logit) - max)).sum::<f64>();
                     let reach = reach(&kept, p * mass, max).unwrap_or(kept.len());
                     kept.truncate(reach);
                 } else {
-                    top_p(values, p, max, &mut kept);
+                    top_p(values, p, logit, &mut kept);
                     listed = true;
                 }
             }
@@ -185,25 +186,40 @@ fn top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
     kept.truncate(k);
 }
 
-/// The first tokens in [`order`] whose probabilities reach `p`, in order.
-fn top_p(logits: &[f32], p: f64, max: f64, kept: &mut Vec<Candidate>) {
-    let target = p * sum_exp(logits, max);
-    // The answer is a beginning of the sorted vocabulary, nearly always a short one: sort only
-    // what lies within some distance of the top, and go on if that was too little.
-    for distance in [4.0, 8.0, 16.0, f64::INFINITY] {
-        kept.clear();
-        kept.extend(
-            (0..)
-                .zip(logits)
-                .filter(|&(_, &l)| l > f32::NEG_INFINITY && f64::from(l) >= max - distance)
-                .map(|(id, &logit)| Candidate { id, logit }),
-        );
-        kept.sort_unstable_by(order);
-        if let Some(count) = reach(kept, target, max) {
-            kept.truncate(count);
-            return;
+/// Steps of logit distance that [`top_p`] sorts tokens into, and how many of them cover one nat.
+const BUCKETS: usize = 1024;
+const BUCKETS_PER_NAT: f32 = 32.0;
+
+/// The first tokens in [`order`] whose probabilities reach `p`, in no particular order.
+///
+/// Only the tokens that share a bucket with the last one are sorted: the cost does not grow with
+/// how flat the distribution is. The bucket is a monotone function of the logit, so no token is on
+/// the wrong side of another.
+fn top_p(logits: &[f32], p: f64, max: f32, kept: &mut Vec<Candidate>) {
+    let bucket = |logit: f32| (((max - logit) * BUCKETS_PER_NAT) as usize).min(BUCKETS - 1);
+    let mut mass = [0.0f64; BUCKETS];
+    let mut weights = [0.0f64; 64];
+    for values in logits.chunks(64) {
+        for (weight, &logit) in weights.iter_mut().zip(values) {
+            *weight = exp(f64::from(logit) - f64::from(max));
+        }
+        for (weight, &logit) in weights.iter().zip(values) {
+            mass[bucket(logit)] += weight;
         }
     }
+    let target = p * mass.iter().sum::<f64>();
+    let (mut before, mut last) = (0.0, 0);
+    while last + 1 < BUCKETS && before + mass[last] < target {
+        before += mass[last];
+        last += 1;
+    }
+    let tokens = || (0..).zip(logits).map(|(id, &logit)| Candidate { id, logit });
+    let there = |c: &Candidate| c.logit > f32::NEG_INFINITY;
+    kept.extend(tokens().filter(|c| there(c) && bucket(c.logit) == last));
+    kept.sort_unstable_by(order);
+    let count = reach(kept, target - before, f64::from(max)).unwrap_or(kept.len());
+    kept.truncate(count);
+    kept.extend(tokens().filter(|c| there(c) && bucket(c.logit) < last));
 }
 
 /// How many of the candidates, from the first, it takes to reach `target`.

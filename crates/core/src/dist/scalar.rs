@@ -17,7 +17,8 @@ const ROUND: f64 = 6_755_399_441_055_744.0;
 #[inline]
 pub fn exp(x: f64) -> f64 {
     let clamped = x.clamp(-708.0, 709.0);
-    let k = (clamped * LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * LOG2_E + ROUND;
+    let k = shifted - ROUND;
     let r = (clamped - k * LN2_HIGH) - k * LN2_LOW;
     // Taylor, |r| <= ln(2)/2: the first term left out is below 5e-18.
     let mut p = 1.0 / 6_227_020_800.0;
@@ -34,7 +35,9 @@ pub fn exp(x: f64) -> f64 {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    let scale = f64::from_bits(((k as i64 + 1023) as u64) << 52);
+    // The low bits of `shifted` are k: with the exponent's bias added and shifted up, 2^k. (A
+    // conversion to an integer would keep the loop from vectorising.)
+    let scale = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
     let value = p * scale;
     if x < -708.0 {
         0.0

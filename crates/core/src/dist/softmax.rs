@@ -52,7 +52,7 @@ pub fn log_sum_exp(logits: &[f32]) -> Result<f64> {
 }
 
 /// `sum(exp(logits - max))`, at least 1. One order, in four interleaved partial sums.
-pub(super) fn sum_exp(logits: &[f32], max: f64) -> f64 {
+fn sum_exp(logits: &[f32], max: f64) -> f64 {
     let mut sums = [0.0f64; 4];
     let mut blocks = logits.chunks_exact(4);
     for block in &mut blocks {
