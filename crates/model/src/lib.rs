@@ -10,6 +10,7 @@ mod source;
 pub mod store;
 mod summary;
 mod tensor_layout;
+pub mod tokenizer;
 #[doc(hidden)]
 pub mod toy;
 mod weights;
