@@ -129,13 +129,28 @@ impl FileError {
 /// Text from a file, made safe to print: escaped, quoted, and cut after 60 characters.
 /// A key or tensor name may hold terminal control sequences or a megabyte of letters.
 pub(crate) fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
+    format!("\"{}\"", printable(text, 60))
+}
+
+/// Text with everything unprintable escaped, cut after `most` characters; for messages of other
+/// libraries, which may repeat what they found in a file.
+pub(crate) fn printable(text: &str, most: usize) -> String {
     let mut chars = text.chars();
-    for c in chars.by_ref().take(60) {
-        // Escapes control characters and everything unprintable; leaves letters of all scripts.
-        out.extend(c.escape_debug());
+    // Leaves letters of all scripts, and quotes, as they are.
+    let mut out: String = chars
+        .by_ref()
+        .take(most)
+        .flat_map(|c| {
+            let plain = matches!(c, '"' | '\'');
+            plain
+                .then_some(c)
+                .into_iter()
+                .chain((!plain).then(|| c.escape_debug()).into_iter().flatten())
+        })
+        .collect();
+    if chars.next().is_some() {
+        out.push_str("...");
     }
-    out.push_str(if chars.next().is_some() { "...\"" } else { "\"" });
     out
 }
 
@@ -156,6 +171,7 @@ mod tests {
         let long = quoted(&"x".repeat(1000));
         assert_eq!(long.len(), 60 + 5);
         assert!(long.ends_with("...\""));
+        assert_eq!(printable("say \"a\"\u{7}", 60), "say \"a\"\\u{7}");
         assert_eq!(quoted_bytes(&[0xff, b'a']), "\"\u{fffd}a\"");
     }
 

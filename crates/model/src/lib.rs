@@ -6,6 +6,7 @@ pub mod cpu;
 mod file_error;
 pub mod gguf;
 mod hyper;
+mod safetensors;
 mod source;
 pub mod store;
 mod summary;
@@ -14,9 +15,11 @@ pub mod tokenizer;
 #[doc(hidden)]
 pub mod toy;
 mod weights;
+mod whole_file;
 
 pub use file_error::{Fault, FileError};
 pub use hyper::{Architecture, HyperParams};
+pub use safetensors::{ExportType, SafetensorsDir, export_safetensors};
 pub use source::{LoadError, TensorSource};
 pub use summary::{FileSummary, TypeShare};
 pub use weights::{GgufWeights, WeightInfo, WeightSource, open_weights};

@@ -9,6 +9,7 @@ use tessera_kernels::WeightType;
 use crate::file_error::{Fault, FileError, quoted};
 use crate::gguf::{Gguf, Shape};
 use crate::hyper::HyperParams;
+use crate::safetensors::SafetensorsDir;
 use crate::summary::FileSummary;
 use crate::tensor_layout::slots;
 
@@ -87,6 +88,9 @@ pub trait WeightSource: Send + Sync + std::fmt::Debug {
 /// # Errors
 /// Names the first field, key or tensor that is wrong, what it is and what to do.
 pub fn open_weights(path: &Path) -> Result<Box<dyn WeightSource>, FileError> {
+    if path.is_dir() {
+        return Ok(Box::new(SafetensorsDir::open(path)?));
+    }
     Ok(Box::new(GgufWeights::new(Gguf::open(path)?)?))
 }
 

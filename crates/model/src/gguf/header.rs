@@ -68,7 +68,11 @@ fn magic_and_version(cursor: &mut Cursor<'_>) -> Result<u32, Fault> {
     let magic = cursor.take(4).map_err(|short| short.at("magic"))?;
     if cursor.bytes(magic) != b"GGUF" {
         let found = quoted_bytes(cursor.bytes(magic));
-        return Err(Fault::unsupported("magic", found, "\"GGUF\" (a GGUF model file)"));
+        return Err(Fault::unsupported(
+            "magic",
+            found,
+            "\"GGUF\" (a GGUF model file), or the path of a directory with config.json and model.safetensors",
+        ));
     }
     let version = cursor.u32().map_err(|short| short.at("version"))?;
     match version {
@@ -259,7 +263,8 @@ fn tensor(cursor: &mut Cursor<'_>, i: usize) -> Result<TensorInfo, Fault> {
             format!("rows of a multiple of {block} values"),
         ));
     };
-    let bytes = row.checked_mul(shape.rows()).ok_or_else(too_big)? as u64;
+    let bytes = row.checked_mul(shape.rows()).filter(|bytes| isize::try_from(*bytes).is_ok());
+    let bytes = bytes.ok_or_else(too_big)? as u64;
     Ok(TensorInfo { name, ty, shape, offset, bytes })
 }
 

@@ -20,6 +20,7 @@ mod header;
 mod metadata;
 mod source;
 mod tensor_type;
+mod writer;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,8 @@ pub use tensor_type::tensor_type_name;
 use tessera_kernels::WeightType;
 
 use crate::file_error::{Fault, FileError, quoted};
-use source::Source;
+pub(crate) use source::Source;
+pub use writer::{GgufWriter, MetaValue};
 
 /// An opened and checked GGUF file. Reading takes `&self`, so threads may share it.
 #[derive(Debug)]

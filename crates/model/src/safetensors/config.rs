@@ -1,0 +1,436 @@
+//! `config.json` and hyper-parameters: reading the one as the other, and writing it.
+
+use serde_json::{Map, Value, json};
+
+use super::ExportType;
+use crate::arch::Activation;
+use crate::file_error::{Fault, quoted};
+use crate::hyper::{Architecture, HyperParams, MAX_LAYERS, every_nth_global, linear_factors};
+
+/// `model_type`, class name and architecture.
+const MODELS: [(&str, &str, Architecture); 3] = [
+    ("llama", "LlamaForCausalLM", Architecture::Llama),
+    ("qwen2", "Qwen2ForCausalLM", Architecture::Qwen2),
+    ("gemma3_text", "Gemma3ForCausalLM", Architecture::Gemma3),
+];
+
+/// An object of the configuration, with where it lies.
+struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    within: &'a str,
+}
+
+impl<'a> Fields<'a> {
+    fn field(&self, key: &str) -> String {
+        match self.within {
+            "" => quoted(key),
+            within => format!("{} in {}", quoted(key), quoted(within)),
+        }
+    }
+
+    /// The value, unless it is absent or null.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, key: &str, found: &Value, expected: &str) -> Fault {
+        let mut text = found.to_string();
+        if let Some((cut, _)) = text.char_indices().nth(60) {
+            text.truncate(cut);
+            text.push_str("...");
+        }
+        Fault::malformed(self.field(key), text, expected)
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.map(Some).ok_or_else(|| self.wrong(key, value, "a whole number"))
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f32>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let float = value.as_f64().map(|float| float as f32).filter(|float| float.is_finite());
+        float.map(Some).ok_or_else(|| self.wrong(key, value, "a finite number"))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.wrong(key, value, "true or false"))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, value, "a string"))
+    }
+
+    fn inner(&self, key: &'a str) -> Result<Option<Fields<'a>>, Fault> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_object() {
+            Some(object) => Ok(Some(Fields { object, within: key })),
+            None => Err(self.wrong(key, value, "an object")),
+        }
+    }
+
+    fn required<T>(&self, key: &str, got: Result<Option<T>, Fault>) -> Result<T, Fault> {
+        let next = "config.json does not describe the whole model: fetch it again";
+        got?.ok_or_else(|| Fault::missing(self.field(key), next))
+    }
+
+    /// Refuses a switch that is on: nothing here implements what it asks for.
+    fn off(&self, key: &str) -> Result<(), Fault> {
+        match self.flag(key)? {
+            Some(true) => Err(Fault::unsupported(self.field(key), "true", "false")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads and checks the hyper-parameters.
+pub(super) fn hyper_params(config: &Value) -> Result<HyperParams, Fault> {
+    let Some(object) = config.as_object() else {
+        return Err(Fault::malformed("document", "not an object", "an object"));
+    };
+    let c = Fields { object, within: "" };
+    let model = c.required("model_type", c.text("model_type"))?;
+    let known = MODELS.iter().find(|(name, ..)| *name == model);
+    let Some((_, _, arch)) = known.copied() else {
+        let supported = MODELS.map(|(name, ..)| name).join(", ");
+        return Err(Fault::unsupported(c.field("model_type"), quoted(model), supported));
+    };
+    let gemma = arch == Architecture::Gemma3;
+    activation(&c, arch)?;
+    for key in ["attention_bias", "mlp_bias", "use_sliding_window", "use_bidirectional_attention"] {
+        c.off(key)?;
+    }
+
+    let layers = c.required("num_hidden_layers", c.size("num_hidden_layers"))?;
+    let hidden = c.required("hidden_size", c.size("hidden_size"))?;
+    let heads = c.required("num_attention_heads", c.size("num_attention_heads"))?;
+    let head_dim = match c.size("head_dim")? {
+        Some(dim) => dim,
+        None if gemma => 256,
+        None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
+        None => {
+            let found = format_args!("{hidden}, with {heads} heads and no head_dim");
+            return Err(Fault::malformed(c.field("hidden_size"), found, "a multiple of the heads"));
+        }
+    };
+    let rope = rope(&c, arch, head_dim)?;
+    let sliding_window = match gemma {
+        true => Some(c.size("sliding_window")?.unwrap_or(4096)).filter(|window| *window > 0),
+        false => None,
+    };
+    let local = match sliding_window {
+        Some(_) => local_layers(&c, layers)?,
+        None => vec![false; layers.min(MAX_LAYERS)],
+    };
+    let attention_width = match c.float("query_pre_attn_scalar")?.filter(|_| gemma) {
+        Some(width) => width,
+        None if gemma => 256.0,
+        None => head_dim as f32,
+    };
+    let params = HyperParams {
+        arch,
+        layers,
+        hidden,
+        ffn: c.required("intermediate_size", c.size("intermediate_size"))?,
+        heads,
+        kv_heads: c.size("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        context: c.required("max_position_embeddings", c.size("max_position_embeddings"))?,
+        vocab: c.required("vocab_size", c.size("vocab_size"))?,
+        rope_base: rope.base,
+        rope_base_local: rope.local,
+        rope_factors: rope.factors,
+        norm_eps: c.float("rms_norm_eps")?.unwrap_or(1e-6),
+        sliding_window,
+        local,
+        attention_softcap: c.float("attn_logit_softcapping")?,
+        logit_softcap: c.float("final_logit_softcapping")?,
+        attention_scale: attention_width.sqrt().recip(),
+        embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
+        qkv_bias: arch == Architecture::Qwen2,
+        tied: c.flag("tie_word_embeddings")?.unwrap_or(gemma),
+        activation: arch.activation(),
+    };
+    params.check(&|name| quoted(config_key(name)))?;
+    Ok(params)
+}
+
+/// The non-linearity must be the architecture's own.
+fn activation(c: &Fields<'_>, arch: Architecture) -> Result<(), Fault> {
+    let (key, expected) = match arch.activation() {
+        Activation::Silu => ("hidden_act", "silu"),
+        Activation::GeluTanh => ("hidden_activation", "gelu_pytorch_tanh"),
+    };
+    match c.text(key)? {
+        Some(found) if found != expected => {
+            Err(Fault::unsupported(c.field(key), quoted(found), quoted(expected)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which layers have the sliding window.
+fn local_layers(c: &Fields<'_>, layers: usize) -> Result<Vec<bool>, Fault> {
+    let Some(types) = c.get("layer_types") else {
+        let every = match c.size("sliding_window_pattern")? {
+            Some(every) => every,
+            None => c.size("_sliding_window_pattern")?.unwrap_or(6),
+        };
+        return Ok(every_nth_global(layers, every));
+    };
+    let expected = "a list of \"sliding_attention\" and \"full_attention\"";
+    let Some(types) = types.as_array() else {
+        return Err(c.wrong("layer_types", types, expected));
+    };
+    let one = |ty: &Value| match ty.as_str() {
+        Some("sliding_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        _ => Err(c.wrong("layer_types", ty, expected)),
+    };
+    types.iter().map(one).collect()
+}
+
+struct Rope {
+    base: f32,
+    local: Option<f32>,
+    factors: Option<Vec<f32>>,
+}
+
+/// Rotary settings, in the older form (`rope_theta`, `rope_scaling`) and the newer one
+/// (`rope_parameters`, by kind of layer where there are several kinds).
+fn rope(c: &Fields<'_>, arch: Architecture, head_dim: usize) -> Result<Rope, Fault> {
+    let gemma = arch == Architecture::Gemma3;
+    let (mut base, mut local) = (c.float("rope_theta")?, c.float("rope_local_base_freq")?);
+    let mut scaling = c.inner("rope_scaling")?;
+    if let Some(parameters) = c.inner("rope_parameters")? {
+        let global = parameters.inner("full_attention")?;
+        if let Some(sliding) = parameters.inner("sliding_attention")? {
+            local = sliding.float("rope_theta")?.or(local);
+        }
+        let global = global.unwrap_or(parameters);
+        base = global.float("rope_theta")?.or(base);
+        scaling = Some(global);
+    }
+    let base = base.unwrap_or(if gemma { 1e6 } else { 1e4 });
+    let factors = match scaling {
+        Some(scaling) => rope_factors(&scaling, base, head_dim)?,
+        None => None,
+    };
+    Ok(Rope { base, local: gemma.then(|| local.unwrap_or(1e4)), factors })
+}
+
+fn rope_factors(s: &Fields<'_>, base: f32, head_dim: usize) -> Result<Option<Vec<f32>>, Fault> {
+    let key = if s.get("rope_type").is_some() { "rope_type" } else { "type" };
+    match s.text(key)?.unwrap_or("default") {
+        "default" => Ok(None),
+        "linear" => Ok(linear_factors(Some(s.required("factor", s.float("factor"))?), head_dim)),
+        "llama3" => llama3_factors(s, base, head_dim).map(Some),
+        other => {
+            let supported = "\"default\", \"linear\", \"llama3\"";
+            Err(Fault::unsupported(s.field(key), quoted(other), supported))
+        }
+    }
+}
+
+/// Llama 3.1's rule: long wavelengths are divided by `factor`, short ones kept, and those between
+/// blended by where the original context falls among their periods.
+fn llama3_factors(s: &Fields<'_>, base: f32, head_dim: usize) -> Result<Vec<f32>, Fault> {
+    let float = |key: &str| {
+        let value = s.required(key, s.float(key))?;
+        match value > 0.0 {
+            true => Ok(f64::from(value)),
+            false => Err(Fault::malformed(s.field(key), value, "above zero")),
+        }
+    };
+    let (factor, original) = (float("factor")?, float("original_max_position_embeddings")?);
+    let (low, high) = (float("low_freq_factor")?, float("high_freq_factor")?);
+    if low >= high {
+        return Err(Fault::malformed(s.field("low_freq_factor"), low, "below high_freq_factor"));
+    }
+    let pairs = head_dim.min(1 << 12) / 2;
+    Ok((0..pairs)
+        .map(|i| {
+            let turns = f64::from(base).powf(2.0 * i as f64 / head_dim as f64);
+            let periods = original / (2.0 * std::f64::consts::PI * turns);
+            let keep = ((periods - low) / (high - low)).clamp(0.0, 1.0);
+            (1.0 / (keep + (1.0 - keep) / factor)) as f32
+        })
+        .collect())
+}
+
+/// The name of a hyper-parameter in the configuration.
+fn config_key(name: &'static str) -> &'static str {
+    match name {
+        "layers" => "num_hidden_layers",
+        "hidden" => "hidden_size",
+        "ffn" => "intermediate_size",
+        "heads" => "num_attention_heads",
+        "kv_heads" => "num_key_value_heads",
+        "context" => "max_position_embeddings",
+        "vocab" => "vocab_size",
+        "norm_eps" => "rms_norm_eps",
+        "rope_base" => "rope_theta",
+        "rope_factors" => "rope_scaling",
+        "attention_softcap" => "attn_logit_softcapping",
+        "logit_softcap" => "final_logit_softcapping",
+        "attention_scale" => "query_pre_attn_scalar",
+        "local" => "layer_types",
+        other => other,
+    }
+}
+
+/// The configuration of a model with these hyper-parameters.
+pub(super) fn write(p: &HyperParams, ty: ExportType) -> Result<Value, Fault> {
+    let model = MODELS.iter().find(|(.., arch)| *arch == p.arch);
+    let Some((model_type, class, _)) = model else {
+        return Err(Fault::unsupported("architecture", p.arch, Architecture::supported()));
+    };
+    let mut config = json!({
+        "architectures": [class],
+        "model_type": model_type,
+        "torch_dtype": ty.torch_name(),
+        "num_hidden_layers": p.layers,
+        "hidden_size": p.hidden,
+        "intermediate_size": p.ffn,
+        "num_attention_heads": p.heads,
+        "num_key_value_heads": p.kv_heads,
+        "head_dim": p.head_dim,
+        "max_position_embeddings": p.context,
+        "vocab_size": p.vocab,
+        "rope_theta": short(p.rope_base),
+        "rms_norm_eps": short(p.norm_eps),
+        "tie_word_embeddings": p.tied,
+    });
+    let mut set = |key: &str, value: Value| {
+        config[key] = value;
+    };
+    match p.activation {
+        Activation::Silu => set("hidden_act", "silu".into()),
+        Activation::GeluTanh => set("hidden_activation", "gelu_pytorch_tanh".into()),
+    }
+    match p.rope_factors.as_deref() {
+        None => {}
+        Some([first, rest @ ..]) if rest.iter().all(|factor| factor == first) => {
+            set("rope_scaling", json!({ "rope_type": "linear", "factor": short(*first) }));
+        }
+        Some(_) => {
+            let supported = "none, or one factor for all (config.json has no place for others)";
+            return Err(Fault::unsupported("rope_factors", "a table", supported));
+        }
+    }
+    if p.arch == Architecture::Gemma3 {
+        set("rope_local_base_freq", short(p.rope_base_local.unwrap_or(1e4)));
+        set("sliding_window", p.sliding_window.unwrap_or(0).into());
+        let kind = |local: &bool| if *local { "sliding_attention" } else { "full_attention" };
+        set("layer_types", p.local.iter().map(kind).collect());
+        // The width is what was rounded on the way to the scale.
+        let width = p.attention_scale.powi(-2).round();
+        set("query_pre_attn_scalar", short(width));
+        set("attn_logit_softcapping", p.attention_softcap.map_or(Value::Null, short));
+        set("final_logit_softcapping", p.logit_softcap.map_or(Value::Null, short));
+    }
+    Ok(config)
+}
+
+/// The shortest decimal that reads back as this f32, rather than its expansion as an f64.
+fn short(value: f32) -> Value {
+    let decimal = value.to_string().parse().unwrap_or(f64::from(value));
+    serde_json::Number::from_f64(decimal).map_or(Value::Null, Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama() -> Value {
+        json!({
+            "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64,
+            "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 512, "vocab_size": 97, "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0, "hidden_act": "silu", "rope_scaling": null,
+        })
+    }
+
+    #[test]
+    fn every_configuration_survives_being_written_and_read() {
+        let mut gemma = llama();
+        gemma["model_type"] = "gemma3_text".into();
+        gemma["hidden_act"] = Value::Null;
+        gemma["sliding_window"] = 8.into();
+        gemma["sliding_window_pattern"] = 2.into();
+        gemma["head_dim"] = 16.into();
+        gemma["rope_scaling"] = json!({ "rope_type": "linear", "factor": 8.0 });
+        let mut qwen = llama();
+        qwen["model_type"] = "qwen2".into();
+        for config in [llama(), qwen, gemma] {
+            let params = hyper_params(&config).unwrap();
+            let again = hyper_params(&write(&params, ExportType::F32).unwrap()).unwrap();
+            assert_eq!(params, again);
+        }
+    }
+
+    #[test]
+    fn senseless_and_unsupported_settings_are_refused_by_name() {
+        for (key, value, word) in [
+            ("num_attention_heads", json!(0), "hidden_size"),
+            ("num_key_value_heads", json!(0), "num_key_value_heads"),
+            ("num_key_value_heads", json!(3), "num_attention_heads"),
+            ("num_hidden_layers", json!(0), "num_hidden_layers"),
+            ("num_hidden_layers", json!(u64::MAX), "num_hidden_layers"),
+            ("hidden_size", json!(-64), "hidden_size"),
+            ("hidden_size", json!("64"), "hidden_size"),
+            ("head_dim", json!(15), "head_dim"),
+            ("rms_norm_eps", json!(-1e-5), "rms_norm_eps"),
+            ("rms_norm_eps", json!(1e300), "rms_norm_eps"),
+            ("rope_theta", json!(0), "rope_theta"),
+            ("vocab_size", json!(1u64 << 40), "vocab_size"),
+            ("hidden_act", json!("relu"), "hidden_act"),
+            ("attention_bias", json!(true), "attention_bias"),
+            ("model_type", json!("mamba"), "llama, qwen2, gemma3_text"),
+            ("rope_scaling", json!({ "rope_type": "yarn" }), "rope_type"),
+            ("rope_scaling", json!([]), "rope_scaling"),
+        ] {
+            let mut config = llama();
+            config[key] = value;
+            let line = hyper_params(&config).unwrap_err().to_string();
+            assert!(line.contains(word), "{key}: {line}");
+        }
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_short_wavelengths_and_divides_long_ones() {
+        let mut config = llama();
+        config["head_dim"] = 64.into();
+        config["rope_scaling"] = json!({
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        });
+        let factors = hyper_params(&config).unwrap().rope_factors.unwrap();
+        assert_eq!(factors.len(), 32);
+        // The first wavelength is 2 pi, a period far below 8192/4; the last 2 pi 500000^(31/32).
+        assert_eq!((factors[0], factors[31]), (1.0, 32.0));
+        assert!(factors.windows(2).all(|pair| pair[0] <= pair[1]));
+        // By hand for pair 16: wavelength 2 pi sqrt(500000) = 4442.9, 8192/4442.9 = 1.84385 periods,
+        // so (1.84385 - 1) / 3 = 0.28128 is kept: 1 / (0.28128 + 0.71872/32) = 3.2924.
+        assert!((factors[16] - 3.2924).abs() < 2e-3, "{}", factors[16]);
+    }
+
+    #[test]
+    fn both_forms_of_rotary_settings_mean_the_same() {
+        let mut old = llama();
+        old["model_type"] = "gemma3_text".into();
+        old["hidden_act"] = Value::Null;
+        let mut new = old.clone();
+        old["rope_theta"] = json!(1e6);
+        old["rope_local_base_freq"] = json!(1e4);
+        new["rope_theta"] = Value::Null;
+        new["rope_parameters"] = json!({
+            "full_attention": { "rope_type": "default", "rope_theta": 1e6 },
+            "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 },
+        });
+        assert_eq!(hyper_params(&old).unwrap(), hyper_params(&new).unwrap());
+    }
+}
