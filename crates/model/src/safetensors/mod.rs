@@ -95,6 +95,25 @@ impl SafetensorsDir {
         Ok(Self { path: path.to_path_buf(), params, shards, tensors, config })
     }
 
+    /// Checks the header of one safetensors file that is already in memory, and returns the number
+    /// of its tensors; `name` stands for the path in errors.
+    ///
+    /// # Errors
+    /// As [`SafetensorsDir::open`].
+    pub fn check_header(bytes: Vec<u8>, name: &str) -> Result<usize, FileError> {
+        Ok(Shard::parse(Source::Memory(bytes), Path::new(name))?.names().len())
+    }
+
+    /// Reads hyper-parameters from the bytes of a `config.json`; `name` stands for the path in
+    /// errors.
+    ///
+    /// # Errors
+    /// Names the setting that is missing, senseless or unsupported.
+    pub fn check_config(bytes: &[u8], name: &str) -> Result<HyperParams, FileError> {
+        let fail = |fault: Fault| fault.at(Path::new(name));
+        config::hyper_params(&parse_json(bytes).map_err(fail)?).map_err(fail)
+    }
+
     /// The parsed `config.json`.
     pub fn config(&self) -> &Value {
         &self.config
@@ -274,8 +293,8 @@ fn open_shards(root: &Root) -> Result<Vec<Shard>, FileError> {
     let shards: Vec<Shard> =
         names.iter().map(|name| Shard::open(&root.file(name)?)).collect::<Result<_, _>>()?;
     for (tensor, file) in map {
-        let at = names.iter().position(|name| Some(*name) == file.as_str());
-        if !at.is_some_and(|at| shards[at].info(tensor).is_some()) {
+        let home = names.iter().position(|name| Some(*name) == file.as_str());
+        if home.is_none_or(|home| shards[home].info(tensor).is_none()) {
             let field = format!("\"weight_map\", tensor {}", quoted(tensor));
             let found = format!("said to be in {file}, which lacks it");
             return Err(fail(Fault::malformed(field, found, "the file that holds it")));
@@ -305,9 +324,13 @@ fn json(path: &Path, most: u64) -> Result<Value, FileError> {
     source.read_exact_at(&mut bytes, 0).map_err(|source| {
         fail(Fault::Io { field: "file".into(), source, next: "check the disk and try again" })
     })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+    parse_json(&bytes).map_err(fail)
+}
+
+fn parse_json(bytes: &[u8]) -> Result<Value, Fault> {
+    serde_json::from_slice(bytes).map_err(|error| {
         let error = printable(&error.to_string(), 200);
-        fail(Fault::malformed("file", format_args!("not JSON ({error})"), "a JSON document"))
+        Fault::malformed("file", format_args!("not JSON ({error})"), "a JSON document")
     })
 }
 
