@@ -12,8 +12,12 @@ pub use dequantize::dequantize;
 pub use weight_type::WeightType;
 
 use crate::error::{KernelError, Result};
+use crate::pool::Pool;
 use slab::Slab;
 use strips::{BLOCK, STRIP, strip_bytes};
+
+/// Bytes of raw weights copied at a time.
+const COPY: usize = 1 << 20;
 
 /// A weight matrix of `rows` outputs by `cols` inputs, ready for products.
 #[derive(Debug)]
@@ -41,6 +45,27 @@ impl Matrix {
     /// Errors: `raw` is not exactly that long, `k` is not a multiple of the block length, sizes
     /// overflow, or memory is refused.
     pub fn pack(ty: WeightType, raw: &[u8], n_out: usize, k: usize) -> Result<Matrix> {
+        Matrix::pack_pieces(None, ty, raw, n_out, k)
+    }
+
+    /// [`Matrix::pack`] on the threads of a pool.
+    pub fn pack_on(
+        pool: &Pool,
+        ty: WeightType,
+        raw: &[u8],
+        n_out: usize,
+        k: usize,
+    ) -> Result<Matrix> {
+        Matrix::pack_pieces(Some(pool), ty, raw, n_out, k)
+    }
+
+    fn pack_pieces(
+        pool: Option<&Pool>,
+        ty: WeightType,
+        raw: &[u8],
+        n_out: usize,
+        k: usize,
+    ) -> Result<Matrix> {
         let expected = ty.matrix_bytes(n_out, k)?;
         if raw.len() != expected {
             return Err(KernelError::Length {
@@ -55,19 +80,18 @@ impl Matrix {
             let bytes = strip
                 .checked_mul(n_out.div_ceil(STRIP))
                 .ok_or(KernelError::Overflow("a packed weight matrix"))?;
-            let mut slab = Slab::zeroed(bytes)?;
-            if row > 0 {
-                let strips = slab.bytes_mut().chunks_exact_mut(strip);
-                for (strip, raw) in strips.zip(raw.chunks(row * STRIP)) {
-                    for (i, raw) in raw.chunks_exact(row).enumerate() {
-                        strips::pack_row(ty, raw, i, strip);
-                    }
+            let slab = Slab::build(bytes, strip, pool, &|s, strip| {
+                let first = s * STRIP * row;
+                let raw = &raw[first..raw.len().min(first + STRIP * row)];
+                for (i, raw) in raw.chunks_exact(row).enumerate() {
+                    strips::pack_row(ty, raw, i, strip);
                 }
-            }
+            })?;
             Storage::Strips { slab, strip }
         } else {
-            let mut slab = Slab::zeroed(raw.len())?;
-            slab.bytes_mut().copy_from_slice(raw);
+            let slab = Slab::build(raw.len(), COPY, pool, &|i, piece| {
+                piece.copy_from_slice(&raw[i * COPY..][..piece.len()]);
+            })?;
             Storage::Raw { slab, row }
         };
         Ok(Matrix { ty, rows: n_out, cols: k, storage })

@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::error::{KernelError, Result};
+use crate::pool::Pool;
 
 /// Alignment of a slice: one cache line, one AVX-512 register.
 pub(crate) const LINE: usize = 64;
@@ -26,7 +27,7 @@ struct Region {
 }
 
 // SAFETY: the region is plain memory; slices of it are handed out once each (`allocate`), and
-// only their one owner writes them, before sharing.
+// only `Slab::build` writes them, before sharing.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
@@ -67,12 +68,32 @@ pub(crate) struct Slab {
 static CURRENT: Mutex<(Weak<Region>, usize)> = Mutex::new((Weak::new(), 0));
 
 impl Slab {
-    /// A slab of `len` zero bytes.
-    pub(crate) fn zeroed(len: usize) -> Result<Slab> {
-        let mut slab = Slab::allocate(len)?;
-        let start = slab.as_mut_ptr();
-        // SAFETY: the slab owns these `len` bytes of its region.
-        unsafe { start.write_bytes(0, len) };
+    /// A slab of `len` bytes made of pieces of `piece` bytes (the last may be shorter), each
+    /// zeroed and then given to `fill` with its number, on the pool's threads if there is a pool.
+    pub(crate) fn build(
+        len: usize,
+        piece: usize,
+        pool: Option<&Pool>,
+        fill: &(dyn Fn(usize, &mut [u8]) + Sync),
+    ) -> Result<Slab> {
+        let slab = Slab::allocate(len)?;
+        let piece = piece.max(1);
+        let part = |i: usize| {
+            let (from, to) = (i * piece, len.min((i + 1) * piece));
+            // SAFETY: the range lies inside the slab, which this function alone owns; pieces are
+            // disjoint and each is taken once. It is zeroed before it becomes a slice.
+            let bytes = unsafe {
+                let start = slab.region.base.as_ptr().add(slab.offset + from);
+                start.write_bytes(0, to - from);
+                std::slice::from_raw_parts_mut(start, to - from)
+            };
+            fill(i, bytes);
+        };
+        let pieces = len.div_ceil(piece);
+        match pool {
+            Some(pool) => pool.run(pieces, &part),
+            None => (0..pieces).for_each(part),
+        }
         Ok(slab)
     }
 
@@ -94,25 +115,13 @@ impl Slab {
         *current = (Arc::downgrade(&region), padded);
         Ok(Slab { region, offset: 0, len })
     }
-
-    fn as_mut_ptr(&mut self) -> *mut u8 {
-        // SAFETY: `offset + len` was checked to lie inside the region.
-        unsafe { self.region.base.as_ptr().add(self.offset) }
-    }
-
-    /// The bytes, for filling them.
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        // SAFETY: initialised by `zeroed`, owned by this slab alone, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), len) }
-    }
 }
 
 impl Deref for Slab {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: inside the region, initialised by `zeroed`, and written only through `&mut`.
+        // SAFETY: inside the region, initialised by `build`, and never written after it.
         unsafe { std::slice::from_raw_parts(self.region.base.as_ptr().add(self.offset), self.len) }
     }
 }
@@ -123,21 +132,28 @@ mod tests {
 
     #[test]
     fn slabs_are_aligned_zeroed_and_disjoint() {
-        let mut slabs: Vec<Slab> =
-            [0, 1, 63, 64, 65, 100_000, 20 << 20].map(|n| Slab::zeroed(n).unwrap()).into();
-        for (i, slab) in slabs.iter_mut().enumerate() {
+        let pool = Pool::new(2);
+        let slabs: Vec<Slab> = [0, 1, 63, 64, 65, 100_000, 20 << 20]
+            .into_iter()
+            .enumerate()
+            .map(|(n, len)| {
+                Slab::build(len, 77, (n % 2 == 0).then_some(&pool), &|i, bytes| {
+                    assert!(bytes.iter().all(|&b| b == 0));
+                    bytes.fill((n + i) as u8);
+                })
+                .unwrap()
+            })
+            .collect();
+        for (n, slab) in slabs.iter().enumerate() {
             assert_eq!(slab.as_ptr() as usize % LINE, 0);
-            assert!(slab.iter().all(|&b| b == 0));
-            slab.bytes_mut().fill(u8::try_from(i).unwrap() + 1);
-        }
-        for (i, slab) in slabs.iter().enumerate() {
-            assert!(slab.iter().all(|&b| usize::from(b) == i + 1));
+            assert!(slab.iter().enumerate().all(|(at, &b)| b == (n + at / 77) as u8));
         }
     }
 
     #[test]
     fn an_impossible_size_is_an_error() {
-        assert!(Slab::zeroed(usize::MAX).is_err());
-        assert!(Slab::zeroed(usize::MAX / 2).is_err());
+        for len in [usize::MAX, usize::MAX / 2] {
+            assert!(Slab::build(len, LINE, None, &|_, _| {}).is_err());
+        }
     }
 }

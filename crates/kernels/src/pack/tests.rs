@@ -166,11 +166,12 @@ fn q6_k_by_hand() {
 
 #[test]
 fn a_packed_row_is_the_dequantised_row() {
+    let pool = Pool::new(2);
     for ty in WeightType::ALL {
         for (rows, blocks) in [(1, 1), (16, 2), (35, 3), (3, 0), (0, 2)] {
             let cols = blocks * ty.block_len();
             let raw = random_raw(ty, rows, cols, 7 + rows as u64);
-            let matrix = Matrix::pack(ty, &raw, rows, cols).unwrap();
+            let matrix = Matrix::pack_on(&pool, ty, &raw, rows, cols).unwrap();
             assert_eq!((matrix.rows(), matrix.cols(), matrix.ty()), (rows, cols, ty));
             assert_eq!(matrix.is_fast(), ty.is_fast());
             let row_bytes = ty.row_bytes(cols).unwrap();
