@@ -130,7 +130,7 @@ fn has_avx512() -> bool {
 }
 
 fn has_amx() -> bool {
-    false
+    has_avx512() && crate::product::has_tiles()
 }
 
 #[cfg(test)]

@@ -82,14 +82,29 @@ impl Activations {
     /// dropped. Only matrices that are [`fast`](crate::Matrix::is_fast) can follow. Values beyond
     /// the shape are ignored, missing ones count as zero, and so does the rest of a last block.
     pub fn quantize(&mut self, pool: &Pool, x: &[f32], rows: usize, cols: usize) {
+        self.quantize_with(pool.isa(), Some(pool), x, rows, cols);
+    }
+
+    /// [`quantize`](Activations::quantize) in plain Rust on the calling thread.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn quantize_inline(&mut self, x: &[f32], rows: usize, cols: usize) {
+        self.quantize_with(Isa::Scalar, None, x, rows, cols);
+    }
+
+    fn quantize_with(
+        &mut self,
+        isa: Isa,
+        pool: Option<&Pool>,
+        x: &[f32],
+        rows: usize,
+        cols: usize,
+    ) {
         self.reshape(rows, cols);
         self.quantised = true;
         self.float = false;
         let blocks = cols.div_ceil(BLOCK);
-        let n = rows * blocks;
-        self.ints.resize(n);
+        self.ints.resize(rows * blocks);
         let planes = PlanePointers::new(&mut self.ints);
-        let isa = pool.isa();
         let fill = |range: Range<usize>| {
             for r in range {
                 let row = row_of(x, r, cols);
@@ -97,15 +112,14 @@ impl Activations {
                 unsafe { quantize_row(isa, &planes, row, r, rows, blocks) };
             }
         };
-        if rows < 4 || pool.threads() == 1 {
-            fill(0..rows);
-        } else {
-            // About four parts a thread, whole rows.
-            let step = rows.div_ceil(4 * pool.threads()).max(2);
-            pool.run(rows.div_ceil(step), &|part| {
-                fill(part * step..rows.min((part + 1) * step));
-            });
-        }
+        let Some(pool) = pool.filter(|pool| rows >= 4 && pool.threads() > 1) else {
+            return fill(0..rows);
+        };
+        // About four parts a thread, whole rows.
+        let step = rows.div_ceil(4 * pool.threads()).max(2);
+        pool.run(rows.div_ceil(step), &|part| {
+            fill(part * step..rows.min((part + 1) * step));
+        });
     }
 
     /// Takes `rows` rows of `cols` f32 values as they are ("f32-activation mode": every product

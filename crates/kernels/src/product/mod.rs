@@ -162,6 +162,18 @@ const FUSED: usize = 8;
 /// A part reads at least about this many bytes of weights: below, the hand-off dominates.
 const PART_BYTES: usize = 16 << 10;
 
+/// Passes of more rows than this use matrix tiles where there are any.
+#[cfg(target_arch = "x86_64")]
+const TILE_ROWS: usize = 8;
+
+/// Whether the matrix tiles of this machine can be used; see `avx512::amx`.
+pub(crate) fn has_tiles() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx512::amx::usable();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Multiplies the activations with every target's weights, split among the pool's threads by
 /// strips of 16 outputs in one hand-off.
 ///
@@ -234,6 +246,8 @@ unsafe fn run_strips(isa: Isa, job: &Job<'_>, a: &Activations, strips: Range<usi
             return float::run(isa, job, a, strips);
         }
         match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if a.rows() > TILE_ROWS => avx512::amx::run(job, a, strips),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx | Isa::Avx512Vnni => avx512::run(job, a, strips),
             #[cfg(target_arch = "x86_64")]

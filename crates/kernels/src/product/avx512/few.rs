@@ -71,11 +71,9 @@ unsafe fn tile<F: Format, const R: usize>(
     unsafe {
         let mut acc = [_mm512_setzero_ps(); R];
         for b in 0..blocks {
-            if R <= 4 {
-                let ahead = F::codes_at(strip, b).wrapping_add(AHEAD);
-                for line in 0..F::CODES / VECTOR + 1 {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * VECTOR).cast());
-                }
+            let ahead = F::codes_at(strip, b).wrapping_add(AHEAD);
+            for line in 0..F::CODES / VECTOR + 1 {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * VECTOR).cast());
             }
             let w = F::block(strip, b);
             let slot = b * rows.group;

@@ -23,12 +23,14 @@ pub(super) trait Format {
     const MINIMUM: bool;
     /// Whether each half of 16 values has its own scale.
     const HALVES: bool;
+    /// What the codes are above their signed value, as a byte.
+    const OFFSET: i8;
     /// Bytes of codes of a block.
     const CODES: usize;
     /// Where integer sums start for the rows at `planes`' slots; null for zero.
     fn start(planes: &Planes) -> *const i32;
     /// Address of the codes of block `b`.
-    unsafe fn codes_at(strip: *const u8, b: usize) -> *const u8;
+    fn codes_at(strip: *const u8, b: usize) -> *const u8;
     /// Unpacks block `b`.
     unsafe fn block(strip: *const u8, b: usize) -> Block;
 }
@@ -68,6 +70,7 @@ pub(super) struct Q8_0;
 impl Format for Q8_0 {
     const MINIMUM: bool = false;
     const HALVES: bool = false;
+    const OFFSET: i8 = -128;
     const CODES: usize = 8 * VECTOR;
 
     #[inline(always)]
@@ -76,7 +79,7 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn codes_at(strip: *const u8, b: usize) -> *const u8 {
+    fn codes_at(strip: *const u8, b: usize) -> *const u8 {
         strip.wrapping_add(b / 2 * Q8_0_PAIR + VECTOR + b % 2 * 8 * VECTOR)
     }
 
@@ -96,6 +99,7 @@ pub(super) struct Q5_0;
 impl Format for Q5_0 {
     const MINIMUM: bool = false;
     const HALVES: bool = false;
+    const OFFSET: i8 = 16;
     const CODES: usize = 5 * VECTOR;
 
     #[inline(always)]
@@ -104,7 +108,7 @@ impl Format for Q5_0 {
     }
 
     #[inline(always)]
-    unsafe fn codes_at(strip: *const u8, b: usize) -> *const u8 {
+    fn codes_at(strip: *const u8, b: usize) -> *const u8 {
         strip.wrapping_add(b / 2 * Q5_0_PAIR + VECTOR + b % 2 * 5 * VECTOR)
     }
 
@@ -141,6 +145,7 @@ pub(super) struct Q4_1;
 impl Format for Q4_1 {
     const MINIMUM: bool = true;
     const HALVES: bool = false;
+    const OFFSET: i8 = 0;
     const CODES: usize = 4 * VECTOR;
 
     #[inline(always)]
@@ -149,7 +154,7 @@ impl Format for Q4_1 {
     }
 
     #[inline(always)]
-    unsafe fn codes_at(strip: *const u8, b: usize) -> *const u8 {
+    fn codes_at(strip: *const u8, b: usize) -> *const u8 {
         strip.wrapping_add(b * Q4_1_BLOCK + VECTOR)
     }
 
@@ -169,6 +174,7 @@ pub(super) struct Q4K;
 impl Format for Q4K {
     const MINIMUM: bool = true;
     const HALVES: bool = false;
+    const OFFSET: i8 = 0;
     const CODES: usize = 4 * VECTOR;
 
     #[inline(always)]
@@ -177,7 +183,7 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn codes_at(strip: *const u8, b: usize) -> *const u8 {
+    fn codes_at(strip: *const u8, b: usize) -> *const u8 {
         strip.wrapping_add(b / 8 * Q4_K_SUPER + Q4_K_HEAD + b % 8 * 4 * VECTOR)
     }
 
@@ -203,6 +209,7 @@ pub(super) struct Q6K;
 impl Format for Q6K {
     const MINIMUM: bool = false;
     const HALVES: bool = true;
+    const OFFSET: i8 = 32;
     const CODES: usize = 6 * VECTOR;
 
     #[inline(always)]
@@ -211,7 +218,7 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn codes_at(strip: *const u8, b: usize) -> *const u8 {
+    fn codes_at(strip: *const u8, b: usize) -> *const u8 {
         strip.wrapping_add(b / 8 * Q6_K_SUPER + Q6_K_HEAD + b % 8 * 6 * VECTOR)
     }
 

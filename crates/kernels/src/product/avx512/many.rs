@@ -6,14 +6,18 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::ops::Range;
 
+use super::ahead::Ahead;
 use super::formats::Format;
 use super::{Rows, store};
 use crate::pack::strips::{BLOCK, STRIP, VECTOR};
 use crate::product::Job;
 use crate::product::activations::Activations;
 
-/// Blocks unpacked at once: with two strips 30 KiB, which stays in the first-level cache.
-const CHUNK: usize = 24;
+/// Most blocks unpacked at once: with two strips 23 KiB, which stay in the first-level cache
+/// beside the activations of a tile.
+const CHUNK: usize = 18;
+/// Rows of a tile; a divisor of the rows of a group, so that no tile straddles two groups.
+const ROWS: usize = 4;
 
 /// A block of a strip in plain form, in memory.
 #[repr(C, align(64))]
@@ -83,18 +87,19 @@ unsafe fn strips_by_rows<F: Format, const S: usize>(
                     unpack::<F>(strip, first + b, plain.add(b * S + t));
                 }
             }
+            let tiles = a.rows().div_ceil(ROWS);
+            let mut ahead = Ahead::new::<F>(job, (s, S), first + n, chunk, tiles * n);
             let mut r = 0;
             while r < a.rows() {
                 let rows = Rows::new(a, r, F::start(a.planes()), F::HALVES).at(first, F::HALVES);
                 let step = Step { s, r, n, first: c == 0, last: c + 1 == chunks };
                 let acc = acc.add(r * S * STRIP);
-                // Tiles of four do not straddle groups of 16.
-                let count = (a.rows() - r).min(4);
+                let count = (a.rows() - r).min(ROWS);
                 match count {
-                    1 => tile::<F, S, 1>(job, plain, rows, acc, step),
-                    2 => tile::<F, S, 2>(job, plain, rows, acc, step),
-                    3 => tile::<F, S, 3>(job, plain, rows, acc, step),
-                    _ => tile::<F, S, 4>(job, plain, rows, acc, step),
+                    1 => tile::<F, S, 1>(job, plain, rows, acc, step, &mut ahead),
+                    2 => tile::<F, S, 2>(job, plain, rows, acc, step, &mut ahead),
+                    3 => tile::<F, S, 3>(job, plain, rows, acc, step, &mut ahead),
+                    _ => tile::<F, S, 4>(job, plain, rows, acc, step, &mut ahead),
                 }
                 r += count;
             }
@@ -137,6 +142,7 @@ unsafe fn tile<F: Format, const S: usize, const R: usize>(
     rows: Rows,
     sums_so_far: *mut f32,
     step: Step,
+    ahead: &mut Ahead,
 ) {
     // SAFETY: the caller gives `n * S` unpacked blocks, `R` rows from their first block on, and
     // room for `R * S` vectors of sums.
@@ -148,6 +154,7 @@ unsafe fn tile<F: Format, const S: usize, const R: usize>(
             }
         }
         for b in 0..step.n {
+            ahead.ask();
             let w: [*const Plain; S] = std::array::from_fn(|t| plain.add(b * S + t));
             let slot = b * rows.group;
             let q = rows.q.add(slot * BLOCK);

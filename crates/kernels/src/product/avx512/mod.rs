@@ -5,9 +5,12 @@
 //! for all rows of a register tile.
 #![allow(unsafe_code)]
 
+mod ahead;
+pub(super) mod amx;
 mod few;
 mod formats;
 mod many;
+mod tiles;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
