@@ -335,3 +335,133 @@ fn round(from: &[f32], to: &mut [f16]) {
         to.convert_from_f32_slice(&clamped[..from.len()]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(seed: usize, n: usize) -> (Vec<f32>, Vec<f32>) {
+        let value = |i: usize| ((seed * 131 + i * 37) % 255) as f32 / 16.0 - 8.0;
+        ((0..n).map(value).collect(), (0..n).map(|i| -value(i + 1)).collect())
+    }
+
+    fn read(layer: &KvLayer, head: usize, row: usize) -> (Vec<f32>, Vec<f32>) {
+        let (mut k, mut v) = (vec![0.0; layer.dim()], vec![0.0; layer.dim()]);
+        layer.read_row(head, row, &mut k, &mut v).unwrap();
+        (k, v)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for dim in [1, 7, 20, 64, 65] {
+            let mut layer = KvLayer::new(3, dim).unwrap();
+            for r in 0..150 {
+                let (k, v) = row(r, 3 * dim);
+                layer.write(r, &k, &v).unwrap();
+            }
+            let (k, v) = row(999, dim);
+            layer.write_head(1, 77, &k, &v).unwrap();
+            layer.copy_row(2, 20, 149).unwrap();
+            for r in 0..150 {
+                for head in 0..3 {
+                    let (k, v) = match (head, r) {
+                        (1, 77) => row(999, dim),
+                        _ => {
+                            let from = if (head, r) == (2, 149) { 20 } else { r };
+                            let (k, v) = row(from, 3 * dim);
+                            let at = head * dim..(head + 1) * dim;
+                            (k[at.clone()].to_vec(), v[at].to_vec())
+                        }
+                    };
+                    assert_eq!(read(&layer, head, r), (k, v), "head {head} row {r} dim {dim}");
+                }
+            }
+            assert_eq!(layer.rows(), 150);
+            let copy = layer.clone();
+            layer.write_head(0, 3, &row(1, dim).0, &row(2, dim).1).unwrap();
+            let old = row(3, 3 * dim).0[..dim].to_vec();
+            assert_eq!(read(&copy, 0, 3).0, old, "a clone is apart");
+        }
+    }
+
+    #[test]
+    fn rows_at_once_equal_rows_one_by_one() {
+        let (heads, dim) = (2, 24);
+        let (mut a, mut b) = (KvLayer::new(heads, dim).unwrap(), KvLayer::new(heads, dim).unwrap());
+        let (k, v) = row(5, heads * dim * 83);
+        a.write_rows(9, &k, &v).unwrap();
+        for i in 0..83 {
+            let at = i * heads * dim..(i + 1) * heads * dim;
+            b.write(9 + i, &k[at.clone()], &v[at]).unwrap();
+        }
+        for head in 0..heads {
+            assert_eq!(a.head_rows(head), 92);
+            for r in 0..92 {
+                assert_eq!(read(&a, head, r), read(&b, head, r));
+            }
+            assert_eq!(
+                read(&a, head, 4),
+                (vec![0.0; dim], vec![0.0; dim]),
+                "skipped rows are zero"
+            );
+        }
+        assert!(a.write_rows(0, &k[1..], &v[1..]).is_err());
+        assert!(a.write_rows(0, &k, &v[1..]).is_err());
+    }
+
+    #[test]
+    fn values_round_to_the_nearest_half_and_saturate() {
+        let mut layer = KvLayer::new(1, 6).unwrap();
+        let x = [1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 1e9, f32::NEG_INFINITY, f32::NAN, 6e-8];
+        layer.write(0, &x, &x).unwrap();
+        let (k, v) = read(&layer, 0, 0);
+        for y in [k, v] {
+            // Ties go to the even neighbour; the smallest subnormal is 2^-24.
+            assert_eq!(y[..4], [1.0, 1.0 + 2.0 / 1024.0, 65_504.0, -65_504.0]);
+            assert!(y[4].is_nan());
+            assert_eq!(y[5], (-24f32).exp2());
+        }
+    }
+
+    #[test]
+    fn memory_grows_in_proportion_and_is_given_back() {
+        let (heads, dim) = (2, 64);
+        let per_row = heads * dim * 2 * 2;
+        let mut layer = KvLayer::new(heads, dim).unwrap();
+        assert_eq!(layer.bytes(), 0);
+        layer.reserve(1000).unwrap();
+        assert_eq!((layer.capacity(), layer.rows()), (1008, 0));
+        assert_eq!(layer.bytes(), 1008 * per_row);
+        let (k, v) = row(1, heads * dim);
+        let mut moves = 0;
+        for r in 0..5000 {
+            let before = layer.bytes();
+            layer.write(r, &k, &v).unwrap();
+            moves += usize::from(layer.bytes() != before);
+        }
+        assert!(moves <= 5, "{moves} times");
+        layer.truncate(40);
+        assert_eq!(layer.rows(), 40);
+        assert!(layer.bytes() >= 5000 * per_row);
+        layer.shrink_to(33);
+        assert_eq!((layer.rows(), layer.bytes()), (33, 48 * per_row));
+        assert_eq!(read(&layer, 1, 32).0, k[dim..]);
+        layer.write(48, &k, &v).unwrap();
+        assert_eq!(read(&layer, 1, 48).1, v[dim..]);
+        layer.truncate_head(1, 5).unwrap();
+        assert_eq!((layer.head_rows(0), layer.head_rows(1), layer.rows()), (49, 5, 49));
+    }
+
+    #[test]
+    fn impossible_rows_are_refused() {
+        assert!(KvLayer::new(0, 4).is_err());
+        assert!(KvLayer::new(4, 0).is_err());
+        let mut layer = KvLayer::new(1, 4).unwrap();
+        assert!(layer.write(0, &[0.0; 3], &[0.0; 4]).is_err());
+        assert!(layer.write_head(1, 0, &[0.0; 4], &[0.0; 4]).is_err());
+        assert!(layer.write_head(0, usize::MAX, &[0.0; 4], &[0.0; 4]).is_err());
+        assert!(layer.copy_row(0, 0, 1).is_err());
+        assert!(layer.read_row(0, 0, &mut [0.0; 4], &mut [0.0; 4]).is_err());
+        assert!(layer.truncate_head(1, 0).is_err());
+    }
+}

@@ -12,6 +12,9 @@
 /// Number of lanes.
 pub(crate) const LANES: usize = 16;
 
+/// See [`Lanes::reciprocal_guess`].
+const GUESS: u32 = 0x7ef3_11c7;
+
 /// Sixteen `f32` values in the registers of one instruction path.
 pub(crate) trait Lanes: Copy {
     /// Most queries that one register tile of scores may hold.
@@ -47,39 +50,15 @@ pub(crate) trait Lanes: Copy {
     fn swap_pairs(self) -> Self;
     /// For lanes holding `n + 1.5 * 2^23` (n an integer in -126..=127): `2^n`. A NaN gives 1.
     fn exp2_of_magic(self) -> Self;
+    /// A guess of `1 / self` for positive normal values, by subtracting exponents: the bits
+    /// `0x7ef3_11c7 - bits`.
+    fn reciprocal_guess(self) -> Self;
     /// Lane 0.
     fn first(self) -> f32;
     /// The sum in fixed order: lane i with i + 8, then i + 4, i + 2, i + 1.
     fn reduce_add(self) -> f32;
     /// The largest lane, by [`Lanes::max`] over the same tree.
     fn reduce_max(self) -> f32;
-}
-
-/// `e^x` in each lane: at most 1.2 units in the last place from -86.6 to 88.3 (measured over
-/// every 257th float); below that range 0, above it infinity; a NaN stays NaN.
-///
-/// `x = n ln 2 + r` with `|r| <= ln 2 / 2`, then `1 + r + r^2 P(r)` with `P` of degree 4, whose
-/// coefficients are a weighted minimax fit (3e-9 relative) computed for this crate.
-#[inline(always)]
-pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
-    // SAFETY: the caller promises the features of `L`.
-    unsafe {
-        let magic = L::splat(12_582_912.0);
-        let t = x.fma(L::splat(std::f32::consts::LOG2_E), magic);
-        let n = t.sub(magic);
-        // ln 2 in two parts; the high one has nine trailing zero bits, so `n * hi` is exact.
-        let r = n.fma(L::splat(-355.0 / 512.0), x);
-        let r = n.fma(L::splat(2.121_944_4e-4), r);
-        let p = L::splat(0.001_381_453_9);
-        let p = p.fma(r, L::splat(0.008_368_745));
-        let p = p.fma(r, L::splat(0.041_668_39));
-        let p = p.fma(r, L::splat(0.166_665_21));
-        let p = p.fma(r, L::splat(0.499_999_94));
-        let p = p.mul(r).fma(r, r).add(L::splat(1.0));
-        let y = p.mul(t.exp2_of_magic());
-        let y = L::select_lt(x, L::splat(-86.6), L::splat(0.0), y);
-        L::select_lt(L::splat(88.3), x, L::splat(f32::INFINITY), y)
-    }
 }
 
 /// Exact value of a half-precision number.
@@ -200,6 +179,10 @@ impl Lanes for Portable {
         Portable(self.0.map(|t| f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000))))
     }
     #[inline(always)]
+    fn reciprocal_guess(self) -> Self {
+        Portable(self.0.map(|y| f32::from_bits(GUESS.wrapping_sub(y.to_bits()))))
+    }
+    #[inline(always)]
     fn first(self) -> f32 {
         self.0[0]
     }
@@ -218,7 +201,7 @@ pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Lanes};
+    use super::{GUESS, LANES, Lanes};
     use std::arch::x86_64::*;
 
     /// One 512-bit register. A value exists only on a CPU with AVX-512F.
@@ -312,6 +295,15 @@ mod x86 {
             unsafe {
                 let bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
                 let bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x3f80_0000));
+                Avx512(_mm512_castsi512_ps(bits))
+            }
+        }
+        #[inline(always)]
+        fn reciprocal_guess(self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let guess = _mm512_set1_epi32(GUESS as i32);
+                let bits = _mm512_sub_epi32(guess, _mm512_castps_si512(self.0));
                 Avx512(_mm512_castsi512_ps(bits))
             }
         }
@@ -460,6 +452,16 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn reciprocal_guess(self) -> Self {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let guess = _mm256_set1_epi32(GUESS as i32);
+                let low = _mm256_sub_epi32(guess, _mm256_castps_si256(self.0));
+                let high = _mm256_sub_epi32(guess, _mm256_castps_si256(self.1));
+                Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+            }
+        }
+        #[inline(always)]
         fn first(self) -> f32 {
             // SAFETY: values exist only where the features do.
             unsafe { _mm256_cvtss_f32(self.0) }
@@ -489,14 +491,14 @@ mod x86 {
 
 /// Makes a function that runs a generic kernel on a given instruction path.
 ///
-/// `entry!(fn name(isa; arg: Type, ..) -> Ret = kernel)` defines `unsafe fn name(isa, arg, ..)`,
+/// `entry!(fn name(arg: Type, ..) -> Ret = kernel)` defines `unsafe fn name(isa, arg, ..)`,
 /// which calls `kernel::<L>(arg, ..)` inside a function compiled for the features of `isa`. Its
 /// caller promises that the machine has `isa` and whatever `kernel` asks for.
 macro_rules! entry {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $kernel:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $kernel:ident) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        pub(crate) unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis unsafe fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]

@@ -1,8 +1,10 @@
 //! CPU arithmetic: quantised and float products, attention, norms and rotary positions, with runtime dispatch.
 
 pub mod attention;
+mod disjoint;
 pub mod elementwise;
 mod error;
+mod functions;
 mod isa;
 mod kv;
 mod lanes;

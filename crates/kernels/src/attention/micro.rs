@@ -6,7 +6,8 @@
 //! instruction path and the precision the operands are stored in never change a bit.
 #![allow(unsafe_code)]
 
-use crate::lanes::{LANES, Lanes, entry, exp};
+use crate::functions::{exp, soft_cap};
+use crate::lanes::{LANES, Lanes, entry};
 
 /// Where a kernel reads keys or values from: the cache itself, or its exactly widened copy.
 pub(super) trait Source: Copy {
@@ -285,16 +286,6 @@ unsafe fn cap_scores<L: Lanes>(s: *mut f32, n: usize, cap: f32) {
     }
 }
 
-/// `cap * tanh(x / cap)` as `cap - 2 cap / (e^(2 x / cap) + 1)`: absolute error about `1e-7 cap`.
-#[inline(always)]
-pub(crate) unsafe fn soft_cap<L: Lanes>(x: L, cap: f32) -> L {
-    // SAFETY: the caller promises the features of `L`.
-    unsafe {
-        let e = exp::<L>(x.mul(L::splat(2.0 / cap))).add(L::splat(1.0));
-        L::splat(cap).sub(L::splat(2.0 * cap).div(e))
-    }
-}
-
 /// Folds a partial result `(m, l, o)` into the running one, which must be non-empty, as must the
 /// partial one. `n` is the number of values in `o`, a multiple of 16.
 #[inline(always)]
@@ -367,12 +358,12 @@ unsafe fn weighted_f32<L: Lanes>(job: &Weighted<f32>) {
     unsafe { weighted::<L, f32>(job) }
 }
 
-entry!(fn run_scores_f16(job: &Scores<u16>) = scores_f16);
-entry!(fn run_scores_f32(job: &Scores<f32>) = scores_f32);
-entry!(fn run_weighted_f16(job: &Weighted<u16>) = weighted_f16);
-entry!(fn run_weighted_f32(job: &Weighted<f32>) = weighted_f32);
-entry!(fn run_soften(s: *mut f32, n: usize) -> (f32, f32) = soften);
-entry!(fn run_cap(s: *mut f32, n: usize, cap: f32) = cap_scores);
-entry!(fn run_fold(big: &mut (f32, f32), big_o: *mut f32, small: (f32, f32), small_o: *const f32, n: usize) = fold);
-entry!(fn run_finish(o: *const f32, l: f32, out: *mut f32, n: usize) = finish);
-entry!(fn run_widen(from: *const u16, to: *mut f32, n: usize) = widen);
+entry!(pub(super) fn run_scores_f16(job: &Scores<u16>) = scores_f16);
+entry!(pub(super) fn run_scores_f32(job: &Scores<f32>) = scores_f32);
+entry!(pub(super) fn run_weighted_f16(job: &Weighted<u16>) = weighted_f16);
+entry!(pub(super) fn run_weighted_f32(job: &Weighted<f32>) = weighted_f32);
+entry!(pub(super) fn run_soften(s: *mut f32, n: usize) -> (f32, f32) = soften);
+entry!(pub(super) fn run_cap(s: *mut f32, n: usize, cap: f32) = cap_scores);
+entry!(pub(super) fn run_fold(big: &mut (f32, f32), big_o: *mut f32, small: (f32, f32), small_o: *const f32, n: usize) = fold);
+entry!(pub(super) fn run_finish(o: *const f32, l: f32, out: *mut f32, n: usize) = finish);
+entry!(pub(super) fn run_widen(from: *const u16, to: *mut f32, n: usize) = widen);

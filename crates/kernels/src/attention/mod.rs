@@ -19,12 +19,14 @@
 mod micro;
 mod spans;
 mod tile;
+mod weights;
 
 #[cfg(test)]
 mod tests;
 
 pub use spans::{Span, SpanTable};
 pub use tile::AttendScratch;
+pub use weights::attention_weights;
 
 use crate::error::{KernelError, Result};
 use crate::{KvLayer, Pool};

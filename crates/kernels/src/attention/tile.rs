@@ -14,6 +14,7 @@ use super::micro::{
     run_soften, run_weighted_f16, run_weighted_f32, run_widen,
 };
 use super::{AttendInput, CHUNK};
+use crate::disjoint::Disjoint;
 use crate::{Isa, Pool};
 
 /// Queries a unit aims at: enough to pay for widening keys and values, few enough that their
@@ -85,7 +86,7 @@ impl Piece {
 }
 
 /// Slots `lo..hi` of a chunk that every row of the unit finds in cache row `slot + offset`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Segment {
     lo: usize,
     hi: usize,
@@ -162,21 +163,6 @@ fn at_least<T: Clone>(v: &mut Vec<T>, n: usize, zero: T) {
     }
 }
 
-/// A pointer that threads share; each writes only its own part.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-
-// SAFETY: users write disjoint parts, see each use.
-unsafe impl<T: Send> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn at(self, i: usize) -> *mut T {
-        self.0.wrapping_add(i)
-    }
-}
-
 /// The sizes of a call.
 struct Call<'a> {
     input: &'a AttendInput<'a>,
@@ -193,13 +179,7 @@ pub(super) fn run(
     scratch: &mut AttendScratch,
     out: &mut [f32],
 ) {
-    let call = Call {
-        input,
-        isa: pool.isa(),
-        group: input.group(),
-        dim: input.layer.dim(),
-        stride: input.layer.stride(),
-    };
+    let call = Call::new(pool, input);
     let threads = pool.threads();
     let unit_rows = cut(&call, threads, &mut scratch.units);
     let units = scratch.units.as_slice();
@@ -216,7 +196,7 @@ pub(super) fn run(
     }
     let workers = scratch.workers.as_slice();
     let next = AtomicUsize::new(0);
-    let out = Shared(out.as_mut_ptr());
+    let out = Disjoint::new(out);
     if !split {
         pool.run(threads.min(units.len()), &|slot| {
             let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
@@ -230,8 +210,8 @@ pub(super) fn run(
     }
     at_least(&mut scratch.partial, parts * queries * call.stride, 0.0);
     at_least(&mut scratch.partial_state, parts * queries, EMPTY);
-    let partial = Shared(scratch.partial.as_mut_ptr());
-    let states = Shared(scratch.partial_state.as_mut_ptr());
+    let partial = Disjoint::new(&mut scratch.partial);
+    let states = Disjoint::new(&mut scratch.partial_state);
     pool.run(threads.min(parts), &|slot| {
         let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -288,6 +268,39 @@ pub(super) fn run(
     }
 }
 
+/// Writes the complete scores of `input` (checked by the caller) to `out`,
+/// `[rows][heads][keys]` by cache row; leaves the places of keys not seen as they are.
+pub(super) fn score_rows(
+    pool: &Pool,
+    input: &AttendInput<'_>,
+    scratch: &mut AttendScratch,
+    out: &mut [f32],
+    keys: usize,
+) {
+    let call = Call::new(pool, input);
+    cut(&call, 1, &mut scratch.units);
+    scratch.workers.resize_with(scratch.workers.len().max(1), Mutex::default);
+    let w = scratch.workers[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+    w.packed = None;
+    for (i, unit) in scratch.units.iter().enumerate() {
+        call.pack(w, i, unit);
+        for chunk in unit.chunk..unit.end {
+            call.score(w, unit, chunk, &mut [Segment::default(); MAX_SHARED]);
+            for query in 0..unit.rows * call.group {
+                let row = query / call.group;
+                call.complete(w, unit, query, 0, CHUNK);
+                let head = unit.head * call.group + query % call.group;
+                let to = ((unit.first + row) * input.heads + head) * keys;
+                let scores = &w.s[query * S_STRIDE..][..CHUNK];
+                for p in w.pieces(row) {
+                    let n = p.hi - p.lo;
+                    out[to + p.row..to + p.row + n].copy_from_slice(&scores[p.lo..p.hi]);
+                }
+            }
+        }
+    }
+}
+
 /// Cuts a call into units, the costliest (last rows) first; returns the rows of a full unit.
 fn cut(call: &Call<'_>, threads: usize, units: &mut Vec<Unit>) -> usize {
     let kv_heads = call.input.layer.kv_heads();
@@ -314,7 +327,17 @@ fn cut(call: &Call<'_>, threads: usize, units: &mut Vec<Unit>) -> usize {
     }
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    fn new(pool: &Pool, input: &'a AttendInput<'a>) -> Call<'a> {
+        Call {
+            input,
+            isa: pool.isa(),
+            group: input.group(),
+            dim: input.layer.dim(),
+            stride: input.layer.stride(),
+        }
+    }
+
     /// The range of chunks that some row of a unit sees.
     fn chunks(&self, head: usize, first: usize, rows: usize) -> (usize, usize) {
         let (mut lo, mut hi) = (usize::MAX, 0);
@@ -370,7 +393,7 @@ impl Call<'_> {
     }
 
     /// Computes a unit chunk after chunk and writes its output.
-    fn stream(&self, w: &mut Worker, index: usize, unit: &Unit, out: Shared<f32>) {
+    fn stream(&self, w: &mut Worker, index: usize, unit: &Unit, out: Disjoint<f32>) {
         self.pack(w, index, unit);
         let queries = unit.rows * self.group;
         let values = queries * self.stride;
@@ -424,7 +447,7 @@ impl Call<'_> {
         query: usize,
         state: State,
         o: *const f32,
-        out: Shared<f32>,
+        out: Disjoint<f32>,
     ) {
         let row = unit.first + query / self.group;
         let head = unit.head * self.group + query % self.group;
@@ -454,16 +477,8 @@ impl Call<'_> {
         o: *mut f32,
     ) {
         let queries = unit.rows * self.group;
-        at_least(&mut w.s, queries * S_STRIDE, 0.0);
-        self.collect(w, unit, chunk);
-        let mut segments = [Segment { lo: 0, hi: 0, offset: 0 }; MAX_SHARED];
-        let (shared, apart) = share(w, unit.rows, &mut segments);
-        for segment in &segments[..shared] {
-            self.score_segment(w, unit, segment);
-        }
-        if apart < CHUNK {
-            self.score_apart(w, unit, apart);
-        }
+        let mut segments = [Segment::default(); MAX_SHARED];
+        let (shared, apart) = self.score(w, unit, chunk, &mut segments);
         // SAFETY: `state` and `o` as promised; every range lies inside a chunk.
         unsafe {
             for i in 0..self.panels(queries) {
@@ -471,7 +486,9 @@ impl Call<'_> {
                 let (lo, hi) = self.range(w, a, b);
                 let (lo, hi) = (lo / 16 * 16, hi.next_multiple_of(16));
                 for query in a..b {
-                    *state.add(query) = self.weigh(w, unit, query, lo, hi);
+                    self.complete(w, unit, query, lo, hi);
+                    let scores = w.s[query * S_STRIDE..][lo..hi].as_mut_ptr();
+                    *state.add(query) = run_soften(self.isa, scores, (hi - lo) / 16);
                 }
             }
             std::slice::from_raw_parts_mut(o, queries * self.stride).fill(0.0);
@@ -482,6 +499,27 @@ impl Call<'_> {
                 self.add_apart(w, unit, apart, o);
             }
         }
+    }
+
+    /// Computes the scores of one chunk of a unit; returns how many shared segments there are and
+    /// the chunk slot from which rows are handled one by one.
+    fn score(
+        &self,
+        w: &mut Worker,
+        unit: &Unit,
+        chunk: usize,
+        segments: &mut [Segment; MAX_SHARED],
+    ) -> (usize, usize) {
+        at_least(&mut w.s, unit.rows * self.group * S_STRIDE, 0.0);
+        self.collect(w, unit, chunk);
+        let (shared, apart) = share(w, unit.rows, segments);
+        for segment in &segments[..shared] {
+            self.score_segment(w, unit, segment);
+        }
+        if apart < CHUNK {
+            self.score_apart(w, unit, apart);
+        }
+        (shared, apart)
     }
 
     /// Lists the pieces of every row of the unit in a chunk.
@@ -674,16 +712,13 @@ impl Call<'_> {
         }
     }
 
-    /// Turns the scores of a query in slots `lo..hi` (multiples of 16) into weights.
-    fn weigh(&self, w: &mut Worker, unit: &Unit, query: usize, lo: usize, hi: usize) -> State {
+    /// Completes the scores of a query in slots `lo..hi` (multiples of 16): cap, bias, and minus
+    /// infinity where it sees nothing.
+    fn complete(&self, w: &mut Worker, unit: &Unit, query: usize, lo: usize, hi: usize) {
         let row = query / self.group;
         let s = &mut w.s[query * S_STRIDE..(query + 1) * S_STRIDE];
         let start = if row == 0 { 0 } else { w.ends[row - 1] };
         let pieces = &w.pieces[start..w.ends[row]];
-        if pieces.is_empty() {
-            s[lo..hi].fill(0.0);
-            return EMPTY;
-        }
         if let Some(cap) = self.input.softcap {
             // SAFETY: `lo..hi` lies inside the chunk; the pool's path is available.
             unsafe { run_cap(self.isa, s[lo..hi].as_mut_ptr(), (hi - lo) / 16, cap) };
@@ -702,8 +737,6 @@ impl Call<'_> {
             at = p.hi;
         }
         s[at..hi].fill(f32::NEG_INFINITY);
-        // SAFETY: as above.
-        unsafe { run_soften(self.isa, s[lo..hi].as_mut_ptr(), (hi - lo) / 16) }
     }
 
     /// Adds the weighted values of a shared segment.
@@ -743,7 +776,7 @@ impl Call<'_> {
                     n: hi - lo,
                     o: o.wrapping_add(qa * self.stride),
                 };
-                // SAFETY: the weights of slots `lo..hi` were computed by `weigh`; the rows lie in
+                // SAFETY: the weights of slots `lo..hi` were computed in `chunk`; the rows lie in
                 // the head's values or in their widened copy; `o` holds the unit's queries.
                 unsafe {
                     if widen {
