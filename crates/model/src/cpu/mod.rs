@@ -3,9 +3,13 @@
 //! Executes a [`Blueprint`] with packed weights. Activations are quantised to int8 in blocks of 32
 //! on entering a product ([`Arithmetic::Int8`]), or stay f32 for comparisons with other backbones.
 
+mod check;
 mod elementwise;
 mod forward;
 mod load;
+mod reveal;
+mod rows;
+mod segment;
 mod store;
 mod weights;
 

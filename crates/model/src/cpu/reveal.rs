@@ -1,0 +1,97 @@
+//! Internals shown to those who tap them, in the order in which they asked.
+
+use tessera_core::{HiddenSite, Result, Segment, SegmentReveal, Taps, Write};
+use tessera_kernels::Pool;
+use tessera_kernels::attention::{AttendInput, attention_weights};
+
+use super::forward::Scratch;
+use super::segment::State;
+use super::store::kernel;
+
+/// Rows still running, spread over all rows of the segment; dropped rows are zero.
+pub(super) fn spread(values: &[f32], width: usize, active: &[u32], rows: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows * width];
+    for (from, &to) in values.chunks_exact(width).zip(active) {
+        out[to as usize * width..(to as usize + 1) * width].copy_from_slice(from);
+    }
+    out
+}
+
+pub(super) fn tap_hidden(
+    taps: Taps<'_>,
+    site: HiddenSite,
+    segments: &[Segment<'_>],
+    s: &Scratch,
+    hidden: usize,
+    revealed: &mut [SegmentReveal],
+) {
+    // In the order asked for, whichever layer comes first.
+    for (slot, _) in taps.hidden.iter().enumerate().filter(|(_, want)| **want == site) {
+        for ((segment, state), out) in segments.iter().zip(&s.states).zip(revealed.iter_mut()) {
+            let (at, n) = (state.offset, state.active.len());
+            let block = spread(
+                &s.x[at * hidden..(at + n) * hidden],
+                hidden,
+                &state.active,
+                segment.positions.len(),
+            );
+            if out.hidden.len() <= slot {
+                out.hidden.resize(taps.hidden.len(), Vec::new());
+            }
+            out.hidden[slot] = block;
+        }
+    }
+}
+
+/// Puts a layer's block at every place where the taps asked for that layer.
+pub(super) fn reveal_layer(
+    out: &mut Vec<Vec<f32>>,
+    wanted: &[usize],
+    layer: usize,
+    block: impl Fn() -> Vec<f32>,
+) {
+    for (slot, _) in wanted.iter().enumerate().filter(|(_, l)| **l == layer) {
+        if out.len() <= slot {
+            out.resize(wanted.len(), Vec::new());
+        }
+        out[slot] = block();
+    }
+}
+
+/// Attention probabilities with the columns that [`SegmentReveal::attention`] promises.
+pub(super) fn attention_rows(
+    pool: &Pool,
+    input: &AttendInput<'_>,
+    segment: &Segment<'_>,
+    state: &State,
+) -> Result<Vec<f32>> {
+    let stored = input.layer.rows();
+    let rows = segment.positions.len();
+    let columns = state.cached + rows;
+    let mut by_row = vec![0.0; input.rows * input.heads * stored];
+    let _ = (pool, &mut by_row); //XX
+    let mut out = vec![0.0; rows * input.heads * columns];
+    for (i, &a) in state.active.iter().enumerate() {
+        for h in 0..input.heads {
+            let from = &by_row[(i * input.heads + h) * stored..][..stored];
+            let to = &mut out[(a as usize * input.heads + h) * columns..][..columns];
+            let cached = state.cached.min(stored);
+            to[..cached].copy_from_slice(&from[..cached]);
+            for (j, &b) in state.active.iter().enumerate() {
+                let column = state.cached + b as usize;
+                match segment.write {
+                    Write::Rows(w) => {
+                        let row = w[b as usize] as usize;
+                        to[column] = std::mem::take(&mut to[row]);
+                    }
+                    Write::Append | Write::Discard => {
+                        if let Some(&p) = from.get(state.cached + j) {
+                            to[column] = p;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(out)
+}
