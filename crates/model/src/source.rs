@@ -41,13 +41,13 @@ pub trait TensorSource: Sync {
     fn read(&self, name: &str, out: &mut Vec<u8>) -> Result<(WeightType, Vec<usize>), LoadError>;
 }
 
-impl<T: WeightSource + ?Sized> TensorSource for T {
+impl TensorSource for Box<dyn WeightSource> {
     fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
     fn read(&self, name: &str, out: &mut Vec<u8>) -> Result<(WeightType, Vec<usize>), LoadError> {
-        let info = WeightSource::read(self, name, out)?;
+        let info = WeightSource::read(self.as_ref(), name, out)?;
         Ok((info.ty, info.shape.dims().to_vec()))
     }
 }

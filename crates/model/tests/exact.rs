@@ -4,7 +4,7 @@
 //! path is the one that `TESSERA_ISA` forces.
 
 use tessera_core::{
-    Backbone, CacheOptions, HiddenSite, Input, Keep, KeepPlan, KeySet, KeyForm, KvStore, Mask,
+    Backbone, CacheOptions, HiddenSite, Input, Keep, KeepPlan, KeyForm, KeySet, KvStore, Mask,
     Pass, Position, Reveal, RowsOut, Segment, Taps, TokenId, Write,
 };
 use tessera_model::arch::Blueprint;
@@ -28,7 +28,10 @@ fn toys(f: impl Fn(&str, &CpuBackbone)) {
         let blueprint = toy::blueprint(flavour);
         let weights = toy::weights(&blueprint, 7);
         for threads in [1, 2] {
-            f(&format!("{flavour:?}, {threads} threads"), &load(&blueprint, &weights, threads).unwrap());
+            f(
+                &format!("{flavour:?}, {threads} threads"),
+                &load(&blueprint, &weights, threads).unwrap(),
+            );
         }
     }
 }
@@ -237,9 +240,8 @@ fn a_failing_pass_leaves_the_cache_as_it_was() {
         let mut store = cache(m);
         pass(m, &tokens(6, 97, 10), 0, store.as_mut());
         let saved = store.checkpoint().unwrap();
-        let bad = [
-            Segment { write: Write::Rows(&[9]), ..Segment::causal(&[1], &[6], store.as_mut()) },
-        ];
+        let bad =
+            [Segment { write: Write::Rows(&[9]), ..Segment::causal(&[1], &[6], store.as_mut()) }];
         for segment in bad {
             assert!(m.forward(&mut Pass::new(&mut [segment]), &mut Reveal::new()).is_err());
         }
@@ -321,7 +323,7 @@ fn smollm2_is_the_same_in_every_cut() {
     let ids = tokens(70, 49_000, 13);
     let mut first: Option<Vec<f32>> = None;
     for threads in [1, 2] {
-        let m = load(&blueprint, &weights.as_ref(), threads).unwrap();
+        let m = load(&blueprint, &weights, threads).unwrap();
         pieces_equal_whole("smollm2", &m, &ids, &[1, 2, 3, 8, 64]);
         let whole = pass(&m, &ids, 0, cache(&m).as_mut());
         match &first {

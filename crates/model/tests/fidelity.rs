@@ -87,7 +87,7 @@ fn backbone(path: &Path, arithmetic: Arithmetic) -> CpuBackbone {
     let weights = open_weights(path).unwrap();
     let blueprint = Blueprint::new(weights.hyper_params());
     let options = Options { threads: 0, arithmetic };
-    CpuBackbone::load(blueprint, weights.as_ref(), options, &|_| ()).unwrap()
+    CpuBackbone::load(blueprint, &weights, options, &|_| ()).unwrap()
 }
 
 /// KL of the reference to us with all tokens but its eight best in one bucket: a lower bound.
@@ -160,7 +160,10 @@ fn check(name: &str, golden: &str) {
     );
     // The f32 arithmetic rounds keys and values to f16 like every cache here.
     assert!(worst < 0.05, "{name}: f32 arithmetic is {worst} off the reference");
-    assert!(kl < 1e-2 && kl <= (1.1 * peer).max(upper), "{name}: mean KL {kl:.3e} against {peer:.3e}");
+    assert!(
+        kl < 1e-2 && kl <= (1.1 * peer).max(upper),
+        "{name}: mean KL {kl:.3e} against {peer:.3e}"
+    );
 }
 
 #[test]

@@ -83,7 +83,12 @@ fn in_segment(error: Error, i: usize) -> Error {
 }
 
 /// Checks the answer of a policy that chose what to read.
-pub(super) fn check_read_set(lists: &[Vec<Row>], store: &CpuStore, l: usize, kv_heads: usize) -> Result<()> {
+pub(super) fn check_read_set(
+    lists: &[Vec<Row>],
+    store: &CpuStore,
+    l: usize,
+    kv_heads: usize,
+) -> Result<()> {
     if lists.len() != kv_heads {
         return Err(Error::plan(format!(
             "layer {l}: {} read sets for {kv_heads} key heads",

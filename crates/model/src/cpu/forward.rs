@@ -3,14 +3,14 @@
 //! The rows of all segments share every product; attention runs per segment. What a row computes
 //! depends on the row, its visible keys and nothing else, so a pass may be cut or joined freely.
 
-use super::elementwise;
 use tessera_core::pass::ReadEvidence;
 use tessera_core::{
-    Error, HiddenSite, Input, KeyForm, KeySet, KvStore, Layers, Mask, Pass, Position, Result,
-    Reveal, Row, RowsOut, Segment, SegmentReveal, Taps, Visible, Write,
+    Error, HiddenSite, Input, KeyForm, KeySet, KvStore, Pass, Position, Result, Reveal,
+    SegmentReveal, Visible, Write,
 };
-use tessera_kernels::attention::{AttendInput, AttendScratch, Bias, SpanTable, attend};
-use tessera_kernels::{Activations, KvLayer, Target, product};
+use tessera_kernels::attention::{AttendInput, AttendScratch, Bias, attend};
+use tessera_kernels::elementwise;
+use tessera_kernels::{Activations, Target, product};
 
 use super::check::check_read_set;
 use super::reveal::{attention_rows, reveal_layer, spread, tap_hidden};
@@ -415,7 +415,6 @@ impl CpuBackbone {
         }
         Ok(())
     }
-
 }
 
 fn target<'a>(linear: &'a Linear, out: &'a mut [f32], accumulate: bool) -> Target<'a> {

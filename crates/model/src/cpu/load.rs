@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::elementwise::Rope;
+use tessera_kernels::elementwise::Rope;
 use tessera_kernels::{Matrix, Pool, WeightType};
 
 use super::weights::{Layer, Linear, Weights};

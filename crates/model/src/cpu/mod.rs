@@ -4,7 +4,6 @@
 //! on entering a product ([`Arithmetic::Int8`]), or stay f32 for comparisons with other backbones.
 
 mod check;
-mod elementwise;
 mod forward;
 mod load;
 mod reveal;
@@ -15,11 +14,11 @@ mod weights;
 
 use std::sync::{Mutex, PoisonError};
 
-use elementwise::Rope;
 use tessera_core::{
     Backbone, CacheOptions, Capabilities, Error, KeyForm, KvStore, ModelSpec, Pass, Result, Reveal,
 };
 use tessera_kernels::Pool;
+use tessera_kernels::elementwise::Rope;
 
 use crate::arch::Blueprint;
 use forward::Scratch;

@@ -69,7 +69,7 @@ pub(super) fn attention_rows(
     let rows = segment.positions.len();
     let columns = state.cached + rows;
     let mut by_row = vec![0.0; input.rows * input.heads * stored];
-    let _ = (pool, &mut by_row); //XX
+    attention_weights(pool, input, &mut by_row).map_err(kernel)?;
     let mut out = vec![0.0; rows * input.heads * columns];
     for (i, &a) in state.active.iter().enumerate() {
         for h in 0..input.heads {

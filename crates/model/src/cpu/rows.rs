@@ -1,9 +1,7 @@
 //! Rows of keys and values on their way into a cache, and rows that stop on the way.
 
 use tessera_core::pass::{KeyReader, RowEvidence};
-use tessera_core::{
-    Error, Input, KvStore, Mask, Pass, Position, Result, Row, Segment, Write,
-};
+use tessera_core::{Error, Input, KvStore, Mask, Pass, Position, Result, Row, Segment, Write};
 use tessera_kernels::KvLayer;
 
 use super::CpuBackbone;

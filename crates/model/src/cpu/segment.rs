@@ -1,9 +1,7 @@
 //! What a segment needs while the layers run: its rows, and the spans of keys they read.
 
 use tessera_core::visible::Reading;
-use tessera_core::{
-    Input, KeySet, KvStore, Mask, Position, Row, RowsOut, Segment, Visible, Write,
-};
+use tessera_core::{Input, KeySet, KvStore, Mask, Position, Row, RowsOut, Segment, Visible, Write};
 use tessera_kernels::attention::{Span, SpanTable};
 
 use super::store::CpuStore;
