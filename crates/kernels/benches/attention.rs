@@ -5,6 +5,8 @@
 //! The throughput that criterion prints is bytes of keys and values for few rows, and floating
 //! point operations (two products of `keys * dim` multiply-adds per row and head) for a prompt.
 
+#![allow(clippy::expect_used)]
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::time::Duration;
 use tessera_kernels::attention::{AttendInput, AttendScratch, SpanTable, attend};

@@ -78,7 +78,7 @@ pub(crate) unsafe fn gelu_tanh<L: Lanes>(x: L) -> L {
     unsafe {
         let cubic = x.mul(x).fma(L::splat(0.044_715), L::splat(1.0));
         // 2 sqrt(2 / pi)
-        let z = x.mul(L::splat(1.595_769_1)).mul(cubic);
+        let z = x.mul(L::splat(1.595_769_2)).mul(cubic);
         x.mul(sigmoid::<L>(z))
     }
 }

@@ -1,5 +1,7 @@
 //! Sixteen `f32` lanes: the one vector shape of attention and the elementwise kernels.
 //!
+//! Long because one vocabulary is written three times: portable, AVX2, AVX-512.
+//!
 //! Each instruction path implements the same lane-wise operations, and kernels are written once
 //! over this trait. Every operation is exactly rounded (or bitwise), sums run in a fixed lane
 //! order, and products are fused on every path, so results are bit-equal across the paths.

@@ -115,13 +115,13 @@ unsafe fn score_tile<L: Lanes, S: Source, const R: usize, const B: usize>(
         let mut acc = [[L::splat(0.0); B]; R];
         for d in 0..job.dim {
             let mut keys = [L::splat(0.0); B];
-            for b in 0..B {
-                keys[b] = S::load::<L>(k[b].add(d * LANES));
+            for (keys, k) in keys.iter_mut().zip(&k) {
+                *keys = S::load::<L>(k.add(d * LANES));
             }
-            for r in 0..R {
+            for (r, acc) in acc.iter_mut().enumerate() {
                 let q = L::splat(*job.q.add(d * R + r));
-                for b in 0..B {
-                    acc[r][b] = keys[b].fma(q, acc[r][b]);
+                for (acc, keys) in acc.iter_mut().zip(&keys) {
+                    *acc = keys.fma(q, *acc);
                 }
             }
         }
@@ -222,10 +222,10 @@ unsafe fn weighted_tile<L: Lanes, S: Source, const R: usize, const W: usize>(
             for (w, value) in values.iter_mut().enumerate() {
                 *value = S::load::<L>(row.add(w * LANES));
             }
-            for r in 0..R {
+            for (r, acc) in acc.iter_mut().enumerate() {
                 let p = L::splat(*job.p.add(r * job.p_stride + i));
-                for w in 0..W {
-                    acc[r][w] = values[w].fma(p, acc[r][w]);
+                for (acc, values) in acc.iter_mut().zip(&values) {
+                    *acc = values.fma(p, *acc);
                 }
             }
         }

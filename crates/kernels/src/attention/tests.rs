@@ -478,7 +478,7 @@ fn impossible_calls_are_refused() {
         let call = input(shape, &layer, &q, &bad);
         let mut out = vec![0.0; q.len()];
         assert!(attend(&pool, &call, &mut AttendScratch::new(), &mut out).is_err(), "{bad:?}");
-        assert!(attention_weights(&pool, &call, &mut vec![0.0; 40]).is_err());
+        assert!(attention_weights(&pool, &call, &mut [0.0; 40]).is_err());
     }
     let call = input(shape, &layer, &q, &good);
     assert!(attend(&pool, &call, &mut AttendScratch::new(), &mut [0.0; 3]).is_err());

@@ -86,13 +86,13 @@ fn activations_agree_with_double_precision() {
     let n = 20_011;
     let (gate, up) = (values(n, 3), values(n, 5));
     type Act = fn(&Pool, &mut [f32], &[f32]) -> crate::Result<()>;
+    type Case<'a> = (Act, &'a dyn Fn(f64) -> f64, f64);
     let silu = |x: f64| x / (1.0 + (-x).exp());
     let gelu = |x: f64| {
         0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
     };
     // The sigmoid's argument is rounded, so the tail of GELU is good absolutely, not relatively.
-    let cases: [(Act, &dyn Fn(f64) -> f64, f64); 2] =
-        [(silu_mul, &silu, 0.0), (gelu_tanh_mul, &gelu, 3e-7)];
+    let cases: [Case<'_>; 2] = [(silu_mul, &silu, 0.0), (gelu_tanh_mul, &gelu, 3e-7)];
     for (act, exact, absolute) in cases {
         let got = everywhere(|pool| {
             let mut x = gate.clone();
