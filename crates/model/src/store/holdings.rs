@@ -25,7 +25,7 @@ pub struct Holding {
     pub bytes: u64,
     /// Bytes an interrupted pull has kept; 0 when there are none.
     pub partial_bytes: u64,
-    /// Where it lies, or where it would come from first.
+    /// Where it lies (`store`, `hub cache`), or the kinds of source a pull would try.
     pub source: String,
     /// Licence of the weights, where known.
     pub licence: Option<String>,
@@ -68,7 +68,7 @@ impl Store {
             let source = match (&own, &shared) {
                 (Some(_), _) => "store".to_owned(),
                 (None, Some(_)) => "hub cache".to_owned(),
-                (None, None) => entry.sources.first().map(ToString::to_string).unwrap_or_default(),
+                (None, None) => kinds(&entry.sources),
             };
             let path = own.or(shared);
             holdings.push(Holding {
@@ -212,6 +212,15 @@ impl Store {
             fs::metadata(&located.path).map_or(0, |m| m.len())
         }
     }
+}
+
+/// The kinds of source a pull would try, in order.
+fn kinds(sources: &[Source]) -> String {
+    let kind = |source: &Source| match source {
+        Source::Hub { .. } => "hub",
+        Source::Pip { .. } => "pip",
+    };
+    sources.iter().map(kind).collect::<Vec<_>>().join(", ")
 }
 
 fn shared(name: &str, path: &std::path::Path) -> StoreError {

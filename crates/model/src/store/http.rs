@@ -248,6 +248,10 @@ impl Client {
             }
             Error::Timeout(_) => format!("{host} fell silent"),
             Error::HostNotFound => format!("{host} cannot be found (is there a network?)"),
+            // The resolver has no error kind of its own; its wording is the platform's.
+            Error::Io(e) if e.to_string().contains("lookup address") => {
+                format!("{host} cannot be found (is there a network?)")
+            }
             Error::Io(e) => format!("{host} does not answer ({e})"),
             other => format!("{host}: {other}"),
         }

@@ -107,7 +107,7 @@ fn describe(shown: &Shown) -> String {
                 fact(
                     name,
                     format!(
-                        "{:<6}{percent:5.1} %  {bytes} in {} tensors",
+                        "{:<6}{percent:5.1} %  {bytes}, tensors: {}",
                         share.name, share.tensors
                     ),
                 );
