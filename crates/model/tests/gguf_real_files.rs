@@ -1,27 +1,14 @@
 //! Real files, where they are: their heads as published, and a few bytes of their tensors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use std::path::PathBuf;
-
 use tessera_kernels::WeightType;
 use tessera_model::gguf::Gguf;
+use tessera_model::store::testing::find_test_model;
 use tessera_model::{Architecture, open_weights};
-
-/// The file, or `None` after saying that the test is skipped.
-fn model(name: &str) -> Option<PathBuf> {
-    let dir = std::env::var_os("TESSERA_TEST_MODELS").map(PathBuf::from);
-    let path = dir.map(|dir| dir.join(name)).filter(|path| path.is_file());
-    if path.is_none() {
-        let must = std::env::var_os("TESSERA_REQUIRE_MODELS").is_some_and(|v| v == "1");
-        assert!(!must, "{name} is not in TESSERA_TEST_MODELS");
-        println!("skipped: {name} is not in TESSERA_TEST_MODELS");
-    }
-    path
-}
 
 #[test]
 fn smollm2_head_and_tensors_are_as_published() {
-    let Some(path) = model("smollm2.gguf") else { return };
+    let Some(path) = find_test_model("smollm2") else { return };
     let file = Gguf::open(&path).unwrap();
     let meta = file.metadata();
     assert_eq!((file.version(), file.alignment(), file.file_bytes()), (3, 32, 98_362_432));
@@ -57,11 +44,11 @@ fn smollm2_head_and_tensors_are_as_published() {
 #[test]
 fn the_other_catalogue_files_open() {
     for (name, arch, tensors, vocabulary) in [
-        ("gemma3-270m.gguf", "gemma3", 236, 262_144),
-        ("qwen2.5-coder-0.5b.gguf", "qwen2", 291, 151_936),
-        ("qwen2.5-coder-1.5b.gguf", "qwen2", 339, 151_936),
+        ("gemma3:270m", "gemma3", 236, 262_144),
+        ("qwen2.5-coder:0.5b", "qwen2", 291, 151_936),
+        ("qwen2.5-coder:1.5b", "qwen2", 339, 151_936),
     ] {
-        let Some(path) = model(name) else { continue };
+        let Some(path) = find_test_model(name) else { continue };
         let file = Gguf::open(&path).unwrap();
         assert_eq!(file.metadata().str("general.architecture").unwrap(), arch);
         assert_eq!(file.tensors().len(), tensors, "{name}");
@@ -72,7 +59,7 @@ fn the_other_catalogue_files_open() {
 
 #[test]
 fn hyper_parameters_of_the_catalogue_files() {
-    if let Some(path) = model("smollm2.gguf") {
+    if let Some(path) = find_test_model("smollm2") {
         let weights = open_weights(&path).unwrap();
         let p = weights.hyper_params();
         assert_eq!((p.arch, p.layers, p.hidden, p.ffn), (Architecture::Llama, 30, 576, 1536));
@@ -92,7 +79,7 @@ fn hyper_parameters_of_the_catalogue_files() {
         assert!(show.chat_template);
         assert_eq!(weights.read_f32("output_norm.weight").unwrap().len(), 576);
     }
-    if let Some(path) = model("gemma3-270m.gguf") {
+    if let Some(path) = find_test_model("gemma3:270m") {
         let weights = open_weights(&path).unwrap();
         let p = weights.hyper_params();
         assert_eq!((p.arch, p.layers, p.hidden, p.ffn), (Architecture::Gemma3, 18, 640, 2048));
@@ -103,7 +90,7 @@ fn hyper_parameters_of_the_catalogue_files() {
         assert_eq!(global, [5, 11, 17]);
         assert_eq!((p.attention_scale, p.embedding_scale), (0.0625, 640f32.sqrt()));
     }
-    if let Some(path) = model("qwen2.5-coder-0.5b.gguf") {
+    if let Some(path) = find_test_model("qwen2.5-coder:0.5b") {
         let weights = open_weights(&path).unwrap();
         let p = weights.hyper_params();
         assert_eq!((p.arch, p.layers, p.heads, p.kv_heads), (Architecture::Qwen2, 24, 14, 2));

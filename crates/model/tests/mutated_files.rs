@@ -9,6 +9,7 @@ use std::cell::Cell;
 
 use tessera_kernels::WeightType;
 use tessera_model::gguf::{Gguf, GgufWriter, ValueType};
+use tessera_model::store::testing::find_test_model;
 use tessera_model::{Architecture, FileError, FileSummary, GgufWeights, WeightSource};
 use tiny::{Rng, Scratch, model};
 
@@ -313,12 +314,7 @@ fn incident_1_twenty_thousand_damaged_files() {
 
 #[test]
 fn incident_1_damaged_heads_of_a_real_file() {
-    let dir = std::env::var_os("TESSERA_TEST_MODELS").map(std::path::PathBuf::from);
-    let Some(path) = dir.map(|dir| dir.join("smollm2.gguf")).filter(|path| path.is_file()) else {
-        assert!(std::env::var_os("TESSERA_REQUIRE_MODELS").is_none_or(|v| v != "1"));
-        println!("skipped: smollm2.gguf is not in TESSERA_TEST_MODELS");
-        return;
-    };
+    let Some(path) = find_test_model("smollm2") else { return };
     // Its whole metadata, vocabulary included, with tensors of no size.
     let file = Gguf::open(&path).unwrap();
     let mut writer = GgufWriter::new();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tessera_kernels::dequantize;
 use tessera_model::gguf::{Gguf, GgufWriter};
+use tessera_model::store::testing::find_test_model;
 use tessera_model::{
     Architecture, ExportType, GgufWeights, SafetensorsDir, WeightSource, export_safetensors,
     open_weights,
@@ -357,13 +358,7 @@ fn incident_6_damaged_and_truncated_files_are_errors() {
 
 #[test]
 fn a_real_file_survives_the_way_through_a_directory() {
-    let models = std::env::var_os("TESSERA_TEST_MODELS").map(PathBuf::from);
-    let Some(path) = models.map(|dir| dir.join("smollm2.gguf")).filter(|path| path.is_file())
-    else {
-        assert!(std::env::var_os("TESSERA_REQUIRE_MODELS").is_none_or(|v| v != "1"));
-        println!("skipped: smollm2.gguf is not in TESSERA_TEST_MODELS");
-        return;
-    };
+    let Some(path) = find_test_model("smollm2") else { return };
     // Its first layer as a model of its own: the whole would be half a gigabyte of floats.
     let scratch = Scratch::new("real");
     let file = Gguf::open(&path).unwrap();
