@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::pack::tests::random_raw;
 use crate::pack::{WeightType, dequantize};
@@ -59,7 +61,12 @@ fn every_path_row_count_and_thread_count_gives_the_same_bits() {
                 for isa in Isa::available() {
                     for threads in [1, 2, 3] {
                         let pool = pool(threads, isa);
-                        for rows in [1, 2, 3, 5, 8, 16, 17, 30, 64] {
+                        let rows: &[usize] = if threads == 1 {
+                            &[1, 2, 3, 5, 6, 7, 8, 9, 16, 17, 30, 64]
+                        } else {
+                            &[1, 3, 8, 17, 64]
+                        };
+                        for &rows in rows {
                             if float {
                                 a.set_f32(&x, rows, k);
                             } else {
@@ -237,4 +244,33 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(product(&pool, &a, &mut [Target::new(&w, &mut out)]).is_err());
     a.quantize(&pool, &[], 0, 64);
     assert!(product(&pool, &a, &mut [Target::new(&w, &mut [])]).is_ok());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any shape, split and order of rows: the best path's rows are the scalar twin's rows.
+    #[test]
+    fn a_row_is_the_same_alone_and_in_any_company(
+        ty in prop::sample::select(WeightType::ALL.to_vec()),
+        n in 1usize..70,
+        blocks in 1usize..12,
+        rows in 1usize..36,
+        pick in any::<prop::sample::Index>(),
+        threads in 1usize..4,
+        seed in 1u64..u64::MAX,
+    ) {
+        let k = if ty.block_len() == 256 { 256 * blocks.div_ceil(4) } else { 32 * blocks };
+        let w = Matrix::pack(ty, &random_raw(ty, n, k, seed), n, k).unwrap();
+        let x = inputs(rows, k);
+        let mut a = Activations::new();
+        let best = pool(threads, Isa::best());
+        a.quantize_and_keep(&best, &x, rows, k);
+        let together = multiply(&best, &a, &w);
+        let r = pick.index(rows);
+        let scalar = pool(1, Isa::Scalar);
+        a.quantize_and_keep(&scalar, &x[r * k..][..k], 1, k);
+        let alone = multiply(&scalar, &a, &w);
+        prop_assert_eq!(&together[r * n..][..n], &alone[..]);
+    }
 }
