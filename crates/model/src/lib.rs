@@ -2,6 +2,7 @@
 //! architectures.
 
 pub mod arch;
+pub mod chat;
 pub mod cpu;
 mod file_error;
 pub mod gguf;

@@ -1,11 +1,13 @@
 //! Real vocabularies against llama.cpp's ids; `goldens/tokenizer/make.py` wrote them.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests, too
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tessera_model::gguf::Gguf;
-use tessera_model::tokenizer::{Special, StreamDecoder, Tokenizer, TokenizerSpec};
+use tessera_model::tokenizer::{HuggingFace, Special, StreamDecoder, Tokenizer, TokenizerSpec};
 
 #[derive(Deserialize)]
 struct Sample {
@@ -45,7 +47,7 @@ fn model(name: &str) -> Option<PathBuf> {
     if found.is_none() {
         let required = std::env::var_os("TESSERA_REQUIRE_MODELS").is_some_and(|v| v == "1");
         assert!(!required, "{name}.gguf is not in TESSERA_TEST_MODELS");
-        eprintln!("skipped: {name}.gguf is not in TESSERA_TEST_MODELS");
+        println!("skipped: {name}.gguf is not in TESSERA_TEST_MODELS");
     }
     found
 }
@@ -153,4 +155,132 @@ fn hostile_runs_cost_no_more_than_n_log_n() {
             }
         }
     }
+}
+
+/// A GGUF file's tokenizer in the other format.
+fn exported(spec: &TokenizerSpec) -> (String, String) {
+    use serde_json::json;
+    let texts: Vec<&str> = spec.tokens.iter().collect();
+    let added = |id: &usize| matches!(spec.token_types[*id], 3 | 4);
+    let spm = spec.model == "llama";
+    let ids: std::collections::HashMap<&str, usize> =
+        texts.iter().enumerate().map(|(id, text)| (*text, id)).collect();
+    let mut merges: Vec<(i64, String, String)> = Vec::new();
+    if spm {
+        // Every way to make a token out of two others, the best tokens first.
+        let normal = |text: &str| ids.get(text).is_some_and(|id| spec.token_types[*id] == 1);
+        for (id, text) in texts.iter().enumerate().filter(|(id, _)| spec.token_types[*id] == 1) {
+            for (at, _) in text.char_indices().skip(1) {
+                let (left, right) = text.split_at(at);
+                if normal(left) && normal(right) {
+                    merges.push((-spec.scores[id] as i64, left.into(), right.into()));
+                }
+            }
+        }
+        merges.sort_by_key(|(score, ..)| *score);
+    } else {
+        for rule in spec.merges.iter() {
+            let (left, right) = rule.split_once(' ').unwrap();
+            merges.push((0, left.into(), right.into()));
+        }
+    }
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..texts.len())
+        .filter(|id| !added(id) && spec.token_types[*id] != 5)
+        .map(|id| (texts[id].to_owned(), json!(id)))
+        .collect();
+    let byte_level = |words: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": words});
+    let qwen = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let pre = match spec.pre.as_deref() {
+        Some("smollm") => json!([{"type": "Digits", "individual_digits": true}, byte_level(true)]),
+        Some("qwen2") => json!([{"type": "Split", "pattern": {"Regex": qwen},
+            "behavior": "Isolated", "invert": false}, byte_level(false)]),
+        _ => json!([]),
+    };
+    // One format writes rules as strings, the other as pairs; both are read.
+    let rules: Vec<serde_json::Value> = merges
+        .iter()
+        .enumerate()
+        .map(
+            |(n, (_, left, right))| {
+                if n % 2 == 0 { json!([left, right]) } else { json!(format!("{left} {right}")) }
+            },
+        )
+        .collect();
+    let file = json!({
+        "version": "1.0",
+        "added_tokens": (0..texts.len()).filter(added).map(|id| json!({
+            "id": id, "content": texts[id], "special": spec.token_types[id] == 3,
+        })).collect::<Vec<_>>(),
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre},
+        "model": {"type": "BPE", "unk_token": null, "byte_fallback": spm, "vocab": vocab, "merges": rules},
+    });
+    let config = json!({
+        "bos_token": {"content": texts[spec.bos.unwrap() as usize]},
+        "eos_token": texts[spec.eos.unwrap() as usize],
+        "add_bos_token": spec.add_bos.unwrap(),
+        "chat_template": [{"name": "default", "template": "{{ messages }}"}],
+    });
+    (file.to_string(), config.to_string())
+}
+
+#[test]
+fn tokenizer_json_gives_the_same_tokens() {
+    for name in ["smollm2", "qwen2.5-coder-0.5b", "gemma3-270m"] {
+        let Some(path) = model(name) else { return };
+        let file = Gguf::open(&path).unwrap();
+        let spec = TokenizerSpec::from_gguf(file.metadata()).unwrap();
+        let tokenizer = Tokenizer::new(&spec).unwrap();
+        let (json, config) = exported(&spec);
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tokenizer.json"), json).unwrap();
+        std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+        let read = HuggingFace::from_directory(directory.path()).unwrap();
+        assert_eq!(read.chat_template.as_deref(), Some("{{ messages }}"));
+        let other = Tokenizer::new(&read.spec).unwrap();
+        let corpus: Vec<Sample> = self::read("corpus.json");
+        for sample in &corpus {
+            for special in [Special::AsText, Special::Parse] {
+                let want = encode(&tokenizer, &sample.text, special);
+                assert_eq!(encode(&other, &sample.text, special), want, "{name} {:?}", sample.text);
+            }
+        }
+        assert_eq!(other.end_ids(), tokenizer.end_ids());
+        assert_eq!(
+            other.encode_with_bos("a", Special::AsText),
+            tokenizer.encode_with_bos("a", Special::AsText)
+        );
+    }
+}
+
+#[test]
+fn tokenizer_json_of_other_families_or_broken_is_refused() {
+    let fault = |json: &str| HuggingFace::from_json(json, None).unwrap_err().to_string();
+    for (json, what) in [
+        ("{", "tokenizer.json"),
+        (r#"{"model": {"type": "WordPiece", "vocab": {}, "merges": []}}"#, "`WordPiece`"),
+        (
+            r#"{"model": {"vocab": {"a": 4000000000}, "merges": []}, "pre_tokenizer": SMOL}"#,
+            "id 4000000000",
+        ),
+        (r#"{"model": {"vocab": {"a": -1}, "merges": []}}"#, "invalid value"),
+        (r#"{"model": {"vocab": [], "merges": []}}"#, "invalid type"),
+        (r#"{"model": {"vocab": {}, "merges": [["a"]]}}"#, "merge rule"),
+        (r#"{"model": {"vocab": {}, "merges": [["a b", "c"]]}}"#, "merge rule"),
+        (r#"{"model": {"vocab": {}, "merges": [7]}}"#, "merge rule"),
+        (
+            r#"{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": {"type": "Metaspace"}}"#,
+            "Metaspace",
+        ),
+        (
+            r#"{"model": {"byte_fallback": true, "vocab": {"a": 0}, "merges": ["a b"]}}"#,
+            "merges[0]",
+        ),
+    ] {
+        let smol = r#"{"pretokenizers": [{"type": "Digits", "individual_digits": true}, {"type": "ByteLevel"}]}"#;
+        let error = fault(&json.replace("SMOL", smol));
+        assert!(error.contains(what), "{json}: {error}");
+    }
+    let missing = HuggingFace::from_directory("/nonexistent".as_ref()).unwrap_err().to_string();
+    assert!(missing.contains("tokenizer.json"), "{missing}");
 }

@@ -21,6 +21,7 @@
 
 mod bpe;
 mod error;
+mod json;
 mod marks;
 mod spec;
 mod specials;
@@ -31,6 +32,7 @@ mod stream;
 mod tables;
 
 pub use error::TokenizerError;
+pub use json::HuggingFace;
 pub use spec::{Texts, TokenKind, TokenizerSpec};
 pub use split::Pre;
 pub use stop::{StopMatcher, Stopped};
@@ -179,8 +181,8 @@ impl Tokenizer {
         let structural = of(|kind| kind == TokenKind::UserDefined)
             .filter(|id| plain.binary_search(id).is_err())
             .collect();
-        let parse = Specials::new(&raw, matched);
-        let plain = Specials::new(&raw, plain);
+        let parse = Specials::new(&raw, &matched);
+        let plain = Specials::new(&raw, &plain);
 
         let algorithm = match pre {
             Some(pre) => {
@@ -223,7 +225,7 @@ impl Tokenizer {
             Special::Parse => &self.parse,
         };
         let mut state = Encoding::default();
-        specials.partition(&self.raw, text, |fragment| self.fragment(fragment, &mut state, out));
+        specials.partition(text, |fragment| self.fragment(fragment, &mut state, out));
     }
 
     /// The tokens of a whole text, with the ones that mark start and end where the model wants
@@ -247,7 +249,7 @@ impl Tokenizer {
         for piece in pieces {
             match piece {
                 Piece::Token(id) => self.fragment(Fragment::Token(id), &mut state, out),
-                Piece::Text(text) => self.plain.partition(&self.raw, text, |fragment| {
+                Piece::Text(text) => self.plain.partition(text, |fragment| {
                     self.fragment(fragment, &mut state, out);
                 }),
             }
@@ -476,3 +478,6 @@ fn check(spec: &TokenizerSpec, bpe: bool) -> Result<(), TokenizerError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,14 +5,17 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::tables::{Arena, Index};
+use super::tables::{Arena, Merge, NONE, Pairs};
 
+/// A trie over the spellings: the longest match at a place costs its own length.
 #[derive(Debug)]
 pub(super) struct Specials {
-    /// Over an arena of all raw spellings.
-    index: Index,
-    /// By first byte, the lengths that occur, longest first.
-    lengths: Vec<Vec<usize>>,
+    /// Node by first byte.
+    first: [u32; 256],
+    /// From a node and the next byte to a node.
+    edges: Pairs,
+    /// The token that ends at each node.
+    ends: Vec<u32>,
 }
 
 /// A piece of a text.
@@ -23,47 +26,65 @@ pub(super) enum Fragment<'t> {
 }
 
 impl Specials {
-    pub fn new(
-        raw: &Arena,
-        ids: impl IntoIterator<Item = u32, IntoIter: ExactSizeIterator>,
-    ) -> Self {
-        let ids = ids.into_iter();
-        let mut index = Index::new(ids.len());
-        let mut lengths = vec![Vec::new(); 256];
+    pub fn new(raw: &Arena, ids: &[u32]) -> Self {
+        let bytes = ids.iter().map(|id| raw.get(*id).len()).sum();
+        let mut specials = Self { first: [NONE; 256], edges: Pairs::new(bytes), ends: Vec::new() };
         for id in ids {
-            let spelling = raw.get(id);
-            let Some(first) = spelling.first() else {
+            let mut spelling = raw.get(*id).iter();
+            let Some(byte) = spelling.next() else {
                 continue; // Nothing to match.
             };
-            index.insert(raw, id);
-            lengths[usize::from(*first)].push(spelling.len());
+            let mut node = specials.first[usize::from(*byte)];
+            if node == NONE {
+                node = specials.node();
+                specials.first[usize::from(*byte)] = node;
+            }
+            for byte in spelling {
+                let byte = u32::from(*byte);
+                let mut next = specials.edges.get(node, byte).id;
+                if next == NONE {
+                    next = specials.node();
+                    specials.edges.insert(node, byte, Merge { rank: 0, id: next });
+                }
+                node = next;
+            }
+            specials.ends[node as usize] = *id;
         }
-        for lengths in &mut lengths {
-            lengths.sort_unstable_by_key(|len| Reverse(*len));
-            lengths.dedup();
-        }
-        Self { index, lengths }
+        specials
     }
 
-    /// The longest spelling at `at` of at most `most` bytes.
-    fn longest(&self, raw: &Arena, text: &[u8], at: usize, most: usize) -> Option<(usize, u32)> {
-        let rest = &text[at..];
-        let lengths = &self.lengths[usize::from(*rest.first()?)];
-        lengths
-            .iter()
-            .filter(|len| **len <= most.min(rest.len()))
-            .find_map(|len| self.index.get(raw, &rest[..*len]).map(|id| (*len, id)))
+    fn node(&mut self) -> u32 {
+        self.ends.push(NONE);
+        // Fewer nodes than bytes in the arena, whose length fits.
+        (self.ends.len() - 1) as u32
+    }
+
+    /// Length and token of the longest spelling at the start of `text`.
+    fn longest(&self, text: &[u8]) -> Option<(usize, u32)> {
+        let mut node = self.first[usize::from(*text.first()?)];
+        let mut found = None;
+        let mut len = 1;
+        while node != NONE {
+            match self.ends[node as usize] {
+                NONE => {}
+                id => found = Some((len, id)),
+            }
+            let Some(byte) = text.get(len) else {
+                break;
+            };
+            node = self.edges.get(node, u32::from(*byte)).id;
+            len += 1;
+        }
+        found
     }
 
     /// Calls `each` with the fragments of `text` in order.
-    pub fn partition<'t>(&self, raw: &Arena, text: &'t str, mut each: impl FnMut(Fragment<'t>)) {
+    pub fn partition<'t>(&self, text: &'t str, mut each: impl FnMut(Fragment<'t>)) {
         let bytes = text.as_bytes();
         // Places still to try, by the length of their longest remaining match.
         let mut places: BTreeMap<Reverse<usize>, Vec<usize>> = BTreeMap::new();
-        for (at, byte) in bytes.iter().enumerate() {
-            if !self.lengths[usize::from(*byte)].is_empty()
-                && let Some((len, _)) = self.longest(raw, bytes, at, usize::MAX)
-            {
+        for at in 0..bytes.len() {
+            if let Some((len, _)) = self.longest(&bytes[at..]) {
                 places.entry(Reverse(len)).or_default().push(at);
             }
         }
@@ -83,7 +104,7 @@ impl Specials {
                 }
                 // The longest free match here: of this length, or a shorter one in its turn.
                 let free = taken[at..at + len].iter().take_while(|taken| !**taken).count();
-                match self.longest(raw, bytes, at, free) {
+                match self.longest(&bytes[at..at + free]) {
                     Some((found, id)) if found == len => {
                         taken[at..at + len].fill(true);
                         matches.push((at..at + len, id));
@@ -169,9 +190,10 @@ mod tests {
         for spelling in spellings {
             assert!(raw.push(spelling.bytes()));
         }
-        let specials = Specials::new(&raw, 0..spellings.len() as u32);
+        let ids: Vec<u32> = (0..spellings.len() as u32).collect();
+        let specials = Specials::new(&raw, &ids);
         let mut out = Vec::new();
-        specials.partition(&raw, text, |fragment| {
+        specials.partition(text, |fragment| {
             out.push(match fragment {
                 Fragment::Text(text) => format!("{text:?}"),
                 Fragment::Token(id) => spellings[id as usize].to_owned(),
