@@ -330,9 +330,16 @@ pub fn resolve_as<C: MethodConfig>(slug: &'static str, settings: &Settings) -> R
     read_as::<C>(slug, settings).map(|config| to_map(&config))
 }
 
+/// A value as JSON text would hold it: an `f32` of 0.1 is 0.1, where `serde_json::to_value` alone
+/// gives the `f64` nearest to it, 0.10000000149011612.
+pub fn plain_json(value: &impl Serialize) -> Value {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
 fn to_map<C: Serialize>(config: &C) -> Settings {
-    match serde_json::to_value(config) {
-        Ok(Value::Object(map)) => map,
+    match plain_json(config) {
+        Value::Object(map) => map,
         _ => Settings::new(),
     }
 }

@@ -82,6 +82,8 @@ fn typed_settings_are_read_by_their_schema_and_completed() {
     let want = json!({"budget": 8, "ratio": 0.25, "verbose": true, "shape": "wide-tree",
         "limit": 9, "layers": [1, 2]});
     assert_eq!(Value::Object(full.unwrap()), want);
+    // A 32-bit number is written as it was typed.
+    assert_eq!(parse("tk:ratio=0.1").unwrap()["ratio"].to_string(), "0.1");
     let none = parse("toy_keeper:limit=none").unwrap();
     assert_eq!(Value::Object(none), Value::Object((TOY.defaults)()));
     assert_eq!(parse("toy-keeper").unwrap(), (TOY.defaults)());

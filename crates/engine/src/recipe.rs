@@ -43,6 +43,9 @@ impl Recipe {
             if let Some(reason) = alone(entry.kind) {
                 return Err(refuse(reason.to_owned()));
             }
+            if members.iter().any(|m| m.entry.slug == entry.slug) {
+                return Err(refuse("is given twice".to_owned()));
+            }
             if let Some((other, reason)) =
                 members.iter().find_map(|m| Some((m.entry, clash(m.entry, entry)?)))
             {
@@ -118,9 +121,6 @@ fn alone(kind: Kind) -> Option<&'static str> {
 
 /// Why two methods cannot work together.
 fn clash(a: &MethodEntry, b: &MethodEntry) -> Option<String> {
-    if a.slug == b.slug {
-        return Some("it is given twice".to_owned());
-    }
     if a.slug == PLAIN || b.slug == PLAIN {
         return Some("`none` is the plain run, without any method".to_owned());
     }
