@@ -1,1 +1,31 @@
 //! The library's front door: joins models, methods and loops into sessions.
+//!
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//! use tessera_runtime::{Control, Message, Options, Prompt, Session};
+//!
+//! let session = Session::open("smollm2", &Options::default())?;
+//! let question = [Message::new("user", "Why is the sky blue?")];
+//! let request = session.request(&Prompt::Chat(&question))?;
+//! let never = AtomicBool::new(false);
+//! let outcome = session.generate(&request, &mut |_| Control::Continue, &never)?;
+//! println!("{}", outcome.choices[0].text);
+//! # Ok::<(), tessera_runtime::Error>(())
+//! ```
+
+mod error;
+mod prompt;
+mod session;
+
+pub use error::Error;
+pub use prompt::Prompt;
+pub use session::{Backend, Info, Options, Session};
+pub use tessera_core::dist::Sampling;
+pub use tessera_core::entry::{MethodCall, MethodEntry};
+pub use tessera_core::{Control, Event, FinishReason, TokenId, Vocabulary};
+pub use tessera_engine::{Completion, Outcome, Recipe, Request, Sequence, Stats};
+pub use tessera_methods::ENTRIES as METHODS;
+pub use tessera_model::chat::Message;
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

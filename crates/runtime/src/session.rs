@@ -1,0 +1,237 @@
+//! A loaded model, ready to answer requests.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::Serialize;
+use tessera_core::entry::{Needs, Offer};
+use tessera_core::{Backbone, Control, Event, Vocabulary};
+use tessera_engine::{Model, Outcome, Request, Sequence, generate, generate_in};
+use tessera_model::arch::Blueprint;
+use tessera_model::chat::ChatTemplate;
+use tessera_model::cpu::{self, CpuBackbone};
+use tessera_model::open_weights;
+use tessera_model::store::Store;
+use tessera_model::tokenizer::Tokenizer;
+
+use crate::prompt::Prompt;
+use crate::{Error, Result};
+
+/// What executes passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// Own kernels.
+    #[default]
+    Cpu,
+    /// The candle library.
+    Candle,
+}
+
+/// How a session is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Threads of every pass; 0 for all cores.
+    pub threads: usize,
+    /// What executes passes.
+    pub backend: Backend,
+    /// Most tokens of a sequence; `None` for what the model was trained for.
+    pub context: Option<usize>,
+    /// Use no network.
+    pub offline: bool,
+}
+
+/// Facts about a loaded model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Info {
+    /// The name it was opened by.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Its architecture.
+    pub arch: String,
+    /// What executes passes, with its instruction path.
+    pub detail: String,
+    /// Threads of a pass.
+    pub threads: usize,
+    /// Most tokens of a sequence.
+    pub context: usize,
+    /// Weight bytes read for one token.
+    pub bytes_per_token: usize,
+    /// Weight types that take a slower, generic path.
+    pub generic_types: Vec<String>,
+    /// Time to load it.
+    pub load_seconds: f64,
+    /// Whether it has a chat template.
+    pub chat: bool,
+}
+
+/// A loaded model: backbone, tokenizer, chat template.
+pub struct Session {
+    backbone: Box<dyn Backbone>,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    blueprint: Blueprint,
+    info: Info,
+}
+
+impl Session {
+    /// Finds the model that `reference` names, fetching it if need be, and loads it, in silence.
+    ///
+    /// # Errors
+    /// Whatever keeps the model from being here or from being loaded; see [`Error`].
+    pub fn open(reference: &str, options: &Options) -> Result<Self> {
+        let mut store = Store::from_env()?;
+        if options.offline {
+            store = store.offline("the session was opened offline");
+        }
+        let located = store.ensure(reference)?;
+        Self::load(&located.name, &located.path, options, &|_| {})
+    }
+
+    /// Loads the model at `path`. `progress` hears how many bytes of weights are done, from any
+    /// thread.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or with an option.
+    pub fn load(
+        name: &str,
+        path: &Path,
+        options: &Options,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self> {
+        let start = Instant::now();
+        let weights = open_weights(path)?;
+        let blueprint = Blueprint::new(weights.hyper_params());
+        let trained = blueprint.spec.context;
+        let context = match options.context {
+            Some(asked) if asked == 0 || asked > trained => {
+                let what = format!(
+                    "context = {asked}: must be between 1 and {trained}, which {name} was trained for"
+                );
+                return Err(Error::Option { what });
+            }
+            asked => asked.unwrap_or(trained),
+        };
+        let (tokenizer, template) = crate::prompt::texts(name, &*weights)?;
+        let backbone = match options.backend {
+            Backend::Cpu => {
+                let settings = cpu::Options { threads: options.threads, ..Default::default() };
+                CpuBackbone::load(blueprint.clone(), &weights, settings, progress)?
+            }
+            Backend::Candle => {
+                let what = "backend = candle: is not part of this build. Next: use --backend cpu";
+                return Err(Error::Option { what: what.to_owned() });
+            }
+        };
+        let info = Info {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            arch: blueprint.spec.arch.clone(),
+            detail: format!("{} {}", backbone.name(), backbone.isa()),
+            threads: backbone.threads(),
+            context,
+            bytes_per_token: backbone.bytes_per_token(),
+            generic_types: backbone.generic_types().into_iter().map(str::to_owned).collect(),
+            load_seconds: start.elapsed().as_secs_f64(),
+            chat: template.is_some(),
+        };
+        Ok(Self { backbone: Box::new(backbone), tokenizer, template, blueprint, info })
+    }
+
+    /// Facts about the model.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// What executes passes.
+    pub fn backbone(&self) -> &dyn Backbone {
+        &*self.backbone
+    }
+
+    /// Tokens as bytes.
+    pub fn vocabulary(&self) -> &dyn Vocabulary {
+        &self.tokenizer
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// What methods can count on, before a run.
+    pub fn offer(&self) -> Offer {
+        Needs { capabilities: self.backbone.capabilities(), ..Needs::NONE }
+    }
+
+    /// The tokens of a prompt.
+    ///
+    /// # Errors
+    /// [`Error::Chat`] for a conversation that the model's template does not take.
+    pub fn tokens(&self, prompt: &Prompt<'_>) -> Result<Vec<u32>> {
+        crate::prompt::tokens(&self.info.name, &self.tokenizer, self.template.as_ref(), prompt)
+    }
+
+    /// A request for what follows `prompt`, with the default settings and this session's context.
+    ///
+    /// # Errors
+    /// As [`Session::tokens`].
+    pub fn request(&self, prompt: &Prompt<'_>) -> Result<Request> {
+        let mut request = Request::new(self.tokens(prompt)?);
+        request.context = Some(self.info.context);
+        Ok(request)
+    }
+
+    /// An empty memory for requests that continue one another.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn sequence(&self) -> Result<Sequence> {
+        Ok(Sequence::new(&*self.backbone, self.info.context.min(1024))?)
+    }
+
+    /// Answers a request on its own. See [`tessera_engine::generate`].
+    ///
+    /// # Errors
+    /// As [`Session::generate_in`].
+    pub fn generate(
+        &self,
+        request: &Request,
+        listener: &mut dyn FnMut(Event<'_>) -> Control,
+        cancel: &AtomicBool,
+    ) -> Result<Outcome> {
+        request.recipe.fits(&self.offer())?;
+        Ok(generate(self.model(), request, listener, cancel)?)
+    }
+
+    /// Answers a request, reusing what `sequence` holds of its prompt. See
+    /// [`tessera_engine::generate_in`].
+    ///
+    /// # Errors
+    /// A method that needs what this session lacks; settings out of range; a prompt that does not
+    /// fit; whatever a pass reports.
+    pub fn generate_in(
+        &self,
+        sequence: &mut Sequence,
+        request: &Request,
+        listener: &mut dyn FnMut(Event<'_>) -> Control,
+        cancel: &AtomicBool,
+    ) -> Result<Outcome> {
+        request.recipe.fits(&self.offer())?;
+        Ok(generate_in(self.model(), sequence, request, listener, cancel)?)
+    }
+
+    /// Bytes of keys and values that one token reads after `context` others, in the 16-bit form
+    /// of the cpu backbone's cache.
+    pub fn cache_bytes_read(&self, context: usize) -> usize {
+        let spec = &self.blueprint.spec;
+        let row = 2 * 2 * spec.kv_heads * spec.head_dim;
+        let rows = |window: Option<u32>| context.min(window.map_or(usize::MAX, |w| w as usize));
+        self.blueprint.layers.iter().map(|l| rows(l.window) * row).sum()
+    }
+
+    fn model(&self) -> Model<'_> {
+        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer }
+    }
+}
