@@ -1,15 +1,25 @@
 //! The `tessera` command.
 
+mod bench;
 mod commands;
+mod conversation;
+mod failure;
+mod flags;
+mod interrupt;
+mod printer;
 mod pull_progress;
+mod slow_bar;
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use tessera_model::store::StoreError;
+use clap::builder::FalseyValueParser;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Token-based generation in which every efficiency method can be switched on and checked.
+///
+/// Exit codes: 0 done (also when Ctrl-C ended an answer), 1 failed, 2 the command line was wrong.
 #[derive(Debug, Parser)]
 #[command(name = "tessera", version, about)]
 struct Cli {
@@ -22,19 +32,30 @@ struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Globals {
-    /// Print the result as JSON.
-    #[arg(long, global = true)]
+    /// Print the result as JSON (`run`: one object a line).
+    #[arg(long, global = true, env = "TESSERA_JSON", value_parser = FalseyValueParser::new())]
     pub(crate) json: bool,
     /// Use no network (also TESSERA_OFFLINE=1 or HF_HUB_OFFLINE=1).
     #[arg(long, global = true)]
     pub(crate) offline: bool,
-    /// Show no progress.
-    #[arg(short = 'q', long = "no-progress", visible_alias = "quiet", global = true)]
+    /// Show no progress and no statistics.
+    #[arg(
+        short = 'q',
+        long = "no-progress",
+        visible_alias = "quiet",
+        global = true,
+        env = "TESSERA_QUIET",
+        value_parser = FalseyValueParser::new()
+    )]
     pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Answer one prompt.
+    Run(commands::run::Arguments),
+    /// Talk with a model.
+    Chat(commands::chat::Arguments),
     /// Fetch a model: a name of the list, org/repo[:QUANT][@revision], or hf://org/repo.
     Pull(commands::pull::Arguments),
     /// List the models known by name and those on this machine.
@@ -44,29 +65,53 @@ enum Command {
     Show(commands::show::Arguments),
     /// Delete a model from this machine.
     Rm(commands::rm::Arguments),
+    /// List the methods, or show one.
+    Methods(commands::methods::Arguments),
+    /// Measure a model's speed on this machine.
+    Bench(commands::bench::Arguments),
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     let globals = &cli.globals;
     let outcome = match &cli.command {
+        Command::Run(arguments) => commands::run::run(globals, arguments),
+        Command::Chat(arguments) => commands::chat::run(globals, arguments),
         Command::Pull(arguments) => commands::pull::run(globals, arguments),
         Command::List => commands::list::run(globals),
         Command::Show(arguments) => commands::show::run(globals, arguments),
         Command::Rm(arguments) => commands::rm::run(globals, arguments),
+        Command::Methods(arguments) => commands::methods::run(globals, arguments),
+        Command::Bench(arguments) => commands::bench::run(globals, arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe has had enough; that is not a failure.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if failure::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error}");
-            let usage = error.downcast_ref::<StoreError>().is_some_and(StoreError::is_usage);
-            ExitCode::from(if usage { 2 } else { 1 })
+            ExitCode::from(if failure::is_usage(&error) { 2 } else { 1 })
         }
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+/// Answers a command line that asks for help, or cannot be read.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+        _ => {
+            let known = Cli::command();
+            let named = std::env::args().skip(1).find_map(|a| known.find_subcommand(a));
+            let line = failure::usage_line(error, named.map(clap::Command::get_name));
+            let _ = writeln!(std::io::stderr(), "error: {line}");
+            ExitCode::from(2)
+        }
+    }
 }

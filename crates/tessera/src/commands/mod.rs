@@ -1,8 +1,12 @@
 //! One file per command. Results go to stdout, progress and errors to stderr.
 
+pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod list;
+pub(crate) mod methods;
 pub(crate) mod pull;
 pub(crate) mod rm;
+pub(crate) mod run;
 pub(crate) mod show;
 
 use std::io::Write;

@@ -1,0 +1,62 @@
+//! Errors as a person reads them: one line with a cause and a next step, and an exit code.
+
+use std::io::ErrorKind;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind as Usage};
+use tessera_core::Error as CoreError;
+use tessera_model::store::StoreError;
+use tessera_runtime::Error as RuntimeError;
+
+/// Something that was asked for and makes no sense; exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadUsage(pub(crate) String);
+
+/// Whether the command line was at fault.
+pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
+    let core = |e: &CoreError| {
+        matches!(
+            e,
+            CoreError::Setting { .. } | CoreError::Method { .. } | CoreError::UnknownMethod { .. }
+        )
+    };
+    error.is::<BadUsage>()
+        || error.downcast_ref::<StoreError>().is_some_and(StoreError::is_usage)
+        || error.downcast_ref::<RuntimeError>().is_some_and(RuntimeError::is_usage)
+        || error.downcast_ref::<CoreError>().is_some_and(core)
+}
+
+/// Whether the reader of a pipe has had enough: no failure.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+}
+
+/// A command line that cannot be read, as one line with the nearest right spelling. `command` is
+/// the command that it names, if it names one.
+pub(crate) fn usage_line(error: &clap::Error, command: Option<&str>) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(" ")),
+        _ => None,
+    };
+    let rendered = error.render().to_string();
+    let first = rendered.lines().next().unwrap_or("error: the command line is wrong");
+    let mut line = first.strip_prefix("error: ").unwrap_or(first).trim_end_matches(':').to_owned();
+    if error.kind() == Usage::MissingRequiredArgument
+        && let Some(missing) = text(ContextKind::InvalidArg)
+    {
+        line = format!("{missing} is missing");
+    }
+    let suggestion =
+        [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue]
+            .into_iter()
+            .find_map(text);
+    if let Some(suggestion) = suggestion {
+        line.push_str(&format!("; did you mean `{suggestion}`?"));
+    }
+    let end = if line.ends_with('?') { "" } else { "." };
+    match command {
+        Some(command) => format!("{line}{end} Next: `tessera {command} --help`"),
+        None => format!("{line}{end} Next: `tessera --help`"),
+    }
+}

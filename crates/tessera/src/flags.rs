@@ -1,0 +1,190 @@
+//! Flags that several commands share, and what they become.
+
+use clap::Args;
+use tessera_core::entry::MethodCall;
+use tessera_runtime::{Backend, METHODS, Options, Recipe, Request, Sampling, Session};
+
+use crate::Globals;
+use crate::commands::store;
+use crate::pull_progress::PullProgress;
+use crate::slow_bar::SlowBar;
+
+/// How the model is run.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelFlags {
+    /// Most tokens of prompt and answer together (default: what the model was trained for).
+    #[arg(short = 'c', long, value_name = "TOKENS", env = "TESSERA_CONTEXT")]
+    pub(crate) context: Option<usize>,
+    /// Threads (default: all cores).
+    #[arg(
+        short = 't',
+        long,
+        value_name = "N",
+        env = "TESSERA_THREADS",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    pub(crate) threads: usize,
+    /// What computes: own kernels, or the candle library.
+    #[arg(long, value_enum, env = "TESSERA_BACKEND", default_value_t = BackendName::Cpu)]
+    pub(crate) backend: BackendName,
+}
+
+/// A backend, as the command line names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackendName {
+    Cpu,
+    Candle,
+}
+
+impl ModelFlags {
+    /// Finds or fetches the model, and loads it, with progress on stderr.
+    pub(crate) fn open(&self, globals: &Globals, model: &str) -> anyhow::Result<Session> {
+        let store = store(globals)?;
+        let mut pull = PullProgress::new(model, globals.quiet);
+        let located = store.ensure_with(model, &mut |event| pull.hear(event))?;
+        drop(pull);
+        let options = Options {
+            threads: self.threads,
+            backend: match self.backend {
+                BackendName::Cpu => Backend::Cpu,
+                BackendName::Candle => Backend::Candle,
+            },
+            context: self.context,
+            offline: globals.offline,
+        };
+        let bytes = std::fs::metadata(&located.path).map_or(0, |m| m.len());
+        let bar = SlowBar::new("loading", bytes, globals.quiet);
+        Ok(Session::load(&located.name, &located.path, &options, &|done| bar.at(done))?)
+    }
+}
+
+/// How tokens are chosen. Applied in this order: penalties, top-k, top-p, min-p, temperature.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingFlags {
+    /// Sharper below 1, flatter above; 0 always takes the most probable token.
+    #[arg(long, visible_alias = "temp", env = "TESSERA_TEMPERATURE", value_name = "X",
+        allow_negative_numbers = true, default_value_t = Sampling::default().temperature)]
+    temperature: f32,
+    /// Only the K most probable tokens; 0 for all.
+    #[arg(long, env = "TESSERA_TOP_K", value_name = "K",
+        default_value_t = Sampling::default().top_k)]
+    top_k: usize,
+    /// Only the most probable tokens that together reach P; 1 for all.
+    #[arg(long, env = "TESSERA_TOP_P", value_name = "P", allow_negative_numbers = true,
+        default_value_t = Sampling::default().top_p)]
+    top_p: f32,
+    /// Only tokens at least P times as probable as the most probable one; 0 for all.
+    #[arg(long, env = "TESSERA_MIN_P", value_name = "P", allow_negative_numbers = true,
+        default_value_t = Sampling::default().min_p)]
+    min_p: f32,
+    /// Weakens tokens of the last `--penalty-window`: divides or multiplies their logit; 1 is off.
+    #[arg(long, env = "TESSERA_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true,
+        default_value_t = Sampling::default().repeat_penalty)]
+    repeat_penalty: f32,
+    /// Subtracted from the logit of tokens in the window; 0 is off.
+    #[arg(long, env = "TESSERA_PRESENCE_PENALTY", value_name = "X", allow_negative_numbers = true,
+        default_value_t = Sampling::default().presence_penalty)]
+    presence_penalty: f32,
+    /// Subtracted once per occurrence in the window; 0 is off.
+    #[arg(long, env = "TESSERA_FREQUENCY_PENALTY", value_name = "X", allow_negative_numbers = true,
+        default_value_t = Sampling::default().frequency_penalty)]
+    frequency_penalty: f32,
+    /// How many of the last tokens the penalties look at.
+    #[arg(long, env = "TESSERA_PENALTY_WINDOW", value_name = "TOKENS",
+        default_value_t = Sampling::default().penalty_window)]
+    penalty_window: usize,
+    /// Equal seeds give equal text (default: a new one each time, printed with the statistics).
+    #[arg(short, long, env = "TESSERA_SEED", value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingFlags {
+    /// The settings, checked.
+    pub(crate) fn sampling(&self) -> tessera_core::Result<Sampling> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            penalty_window: self.penalty_window,
+        };
+        sampling.validate().map(|()| sampling)
+    }
+
+    /// The seed given, or one from the clock: short, so that it is easily typed again.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(0, |t| (t.as_nanos() / 1000 % 1_000_000) as u64)
+        })
+    }
+}
+
+/// What is generated, and with which methods.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GenerateFlags {
+    /// Most tokens to make.
+    #[arg(
+        short = 'n',
+        long = "tokens",
+        value_name = "TOKENS",
+        env = "TESSERA_TOKENS",
+        default_value_t = 1024
+    )]
+    pub(crate) tokens: usize,
+    /// Ends the answer where this text appears; may be given several times.
+    #[arg(long, value_name = "TEXT", env = "TESSERA_STOP")]
+    pub(crate) stop: Vec<String>,
+    /// Says who the model is and how it answers.
+    #[arg(long, value_name = "TEXT", env = "TESSERA_SYSTEM")]
+    pub(crate) system: Option<String>,
+    /// A method, as `slug` or `slug:key=value,...`; may be given several times (`tessera methods`
+    /// lists them; `none` is the plain run).
+    #[arg(long, value_name = "METHOD", env = "TESSERA_METHOD")]
+    pub(crate) method: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingFlags,
+}
+
+impl GenerateFlags {
+    /// Checks all that can be checked without a model.
+    pub(crate) fn settings(&self) -> tessera_core::Result<Settings> {
+        let sampling = self.sampling.sampling()?;
+        tessera_core::text::StopMatcher::new(self.stop.iter().map(String::as_str))?;
+        let calls = self.method.iter().map(|text| MethodCall::parse(METHODS, text));
+        let recipe = Recipe::resolve(METHODS, &calls.collect::<tessera_core::Result<Vec<_>>>()?)?;
+        Ok(Settings {
+            sampling,
+            seed: self.sampling.seed(),
+            tokens: self.tokens,
+            stops: self.stop.clone(),
+            recipe,
+        })
+    }
+}
+
+/// The checked settings of a generation.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) sampling: Sampling,
+    pub(crate) seed: u64,
+    pub(crate) tokens: usize,
+    pub(crate) stops: Vec<String>,
+    pub(crate) recipe: Recipe,
+}
+
+impl Settings {
+    /// Puts the settings into a request.
+    pub(crate) fn apply(&self, request: &mut Request) {
+        request.sampling = self.sampling;
+        request.seed = self.seed;
+        request.max_tokens = Some(self.tokens);
+        request.stops.clone_from(&self.stops);
+        request.recipe = self.recipe.clone();
+    }
+}

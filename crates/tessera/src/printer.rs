@@ -1,0 +1,181 @@
+//! A generation as a person or a program reads it: text or JSON lines on stdout, progress on
+//! stderr, statistics at the end.
+
+use std::io::{self, Write};
+
+use serde_json::json;
+use tessera_runtime::{Control, Event, FinishReason, Outcome, Stats};
+
+use crate::slow_bar::SlowBar;
+
+/// Listens to one generation.
+pub(crate) struct Printer<W: Write> {
+    out: W,
+    json: bool,
+    prompt: SlowBar,
+    /// Whether the text so far ends a line.
+    at_line_start: bool,
+    failure: Option<io::Error>,
+}
+
+impl<W: Write> Printer<W> {
+    /// For a prompt of `tokens` tokens.
+    pub(crate) fn new(out: W, json: bool, tokens: usize, quiet: bool) -> Self {
+        let prompt = SlowBar::new("reading the prompt", tokens as u64, quiet);
+        Self { out, json, prompt, at_line_start: true, failure: None }
+    }
+
+    /// Takes one event.
+    pub(crate) fn hear(&mut self, event: Event<'_>) -> Control {
+        match event {
+            Event::Prefill { done, .. } => self.prompt.at(done as u64),
+            Event::PrefillDone { .. } => self.prompt.clear(),
+            _ => {}
+        }
+        let written = if self.json {
+            serde_json::to_writer(&mut self.out, &event)
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(self.out))
+                .and_then(|()| self.out.flush())
+        } else if let Event::Committed { text, .. } = event
+            && !text.is_empty()
+        {
+            self.at_line_start = text.ends_with('\n');
+            self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush())
+        } else {
+            Ok(())
+        };
+        match written {
+            Ok(()) => Control::Continue,
+            Err(error) => {
+                // Nobody reads any more: no reason to go on.
+                self.failure = Some(error);
+                Control::Stop
+            }
+        }
+    }
+
+    /// Ends the output: the last line's end, or the summary as JSON.
+    ///
+    /// # Errors
+    /// If the output could not be written, now or before.
+    pub(crate) fn finish(mut self, outcome: &Outcome, seed: u64) -> io::Result<()> {
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        if self.json {
+            let stats = outcome.stats;
+            let mut numbers = json!(stats);
+            numbers["prefill_rate"] = json!(stats.prefill_rate());
+            numbers["decode_rate"] = json!(stats.decode_rate());
+            let summary = json!({
+                "event": "done",
+                "choices": outcome.choices,
+                "stats": numbers,
+                "seed": seed,
+            });
+            writeln!(self.out, "{summary}")?;
+        } else if !self.at_line_start {
+            writeln!(self.out)?;
+        }
+        self.out.flush()
+    }
+}
+
+/// One line of statistics.
+pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: usize) -> String {
+    let computed = stats.prompt_tokens - stats.reused_tokens;
+    let reused = match stats.reused_tokens {
+        0 => String::new(),
+        n => format!(" (+{n} reused)"),
+    };
+    let why = match reason {
+        FinishReason::Length => format!("stopped after {most} tokens (-n)"),
+        FinishReason::ContextFull => "stopped: the context is full (-c)".to_owned(),
+        FinishReason::Stop { .. } => "stopped at a --stop text".to_owned(),
+        reason => reason.word().to_owned(),
+    };
+    format!(
+        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} passes \
+         · {why} · seed {seed}]",
+        stats.prefill_rate(),
+        stats.drawn_tokens - usize::from(matches!(reason, FinishReason::End { .. })),
+        stats.decode_rate(),
+        stats.passes,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use tessera_runtime::Completion;
+
+    use super::*;
+
+    fn outcome() -> Outcome {
+        let reason = FinishReason::End { token: 2 };
+        let stats = Stats {
+            prompt_tokens: 30,
+            reused_tokens: 10,
+            prefill_seconds: 0.5,
+            drawn_tokens: 11,
+            decode_tokens: 10,
+            decode_seconds: 0.25,
+            passes: 11,
+            rows: 30,
+        };
+        let choices = vec![Completion { tokens: vec![7, 8], text: "ab".to_owned(), reason }];
+        Outcome { choices, stats }
+    }
+
+    fn print(json: bool) -> String {
+        let mut out = Vec::new();
+        let mut printer = Printer::new(&mut out, json, 30, true);
+        printer.hear(Event::PrefillDone { tokens: 30, reused: 10, seconds: 0.5 });
+        printer.hear(Event::Committed { choice: 0, tokens: &[7], text: "" });
+        printer.hear(Event::Committed { choice: 0, tokens: &[8], text: "ab" });
+        printer.finish(&outcome(), 5).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn text_is_the_text_and_ends_its_line() {
+        assert_eq!(print(false), "ab\n");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_with_a_summary() {
+        insta::assert_snapshot!(print(true), @r#"
+        {"event":"prefill_done","tokens":30,"reused":10,"seconds":0.5}
+        {"event":"committed","choice":0,"tokens":[7],"text":""}
+        {"event":"committed","choice":0,"tokens":[8],"text":"ab"}
+        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
+        "#);
+    }
+
+    #[test]
+    fn statistics_fit_a_line() {
+        let Outcome { stats, choices } = outcome();
+        insta::assert_snapshot!(stats_line(&stats, choices[0].reason, 5, 1024),
+            @"[prompt 20 tokens (+10 reused), 40.0 tok/s · answer 10 tokens, 40.0 tok/s · 11 passes · end · seed 5]");
+        let length = stats_line(&stats, FinishReason::Length, 5, 64);
+        assert!(length.contains("answer 11 tokens") && length.contains("64 tokens (-n)"));
+        assert!(stats_line(&stats, FinishReason::Cancelled, 5, 64).contains("cancelled"));
+    }
+
+    #[test]
+    fn a_closed_pipe_stops_the_run() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut printer = Printer::new(Closed, false, 1, true);
+        let event = Event::Committed { choice: 0, tokens: &[8], text: "ab" };
+        assert_eq!(printer.hear(event), Control::Stop);
+        assert!(printer.finish(&outcome(), 0).is_err());
+    }
+}

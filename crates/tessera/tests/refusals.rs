@@ -1,0 +1,105 @@
+//! Bad input gets one clear line with a next step, nothing on stdout, and a stable exit code.
+
+mod toy;
+
+use std::fmt::Write;
+
+/// Runs each command line and lists what it said.
+fn said(lines: &[&[&str]]) -> String {
+    let mut text = String::new();
+    for arguments in lines {
+        let ran = toy::tessera(arguments, "");
+        assert_eq!(ran.out, "", "{arguments:?} printed a result");
+        assert_eq!(ran.err.lines().count(), 1, "{arguments:?} said {:?}", ran.err);
+        writeln!(text, "tessera {}\n  {} {}", arguments.join(" "), ran.code, ran.err.trim_end())
+            .unwrap();
+    }
+    text
+}
+
+#[test]
+fn command_lines_that_cannot_be_read() {
+    insta::assert_snapshot!(said(&[
+        &["run"],
+        &["rum", "smollm2", "hi"],
+        &["run", "smollm2", "hi", "--temprature", "1"],
+        &["run", "smollm2", "hi", "--top-k", "many"],
+        &["run", "smollm2", "hi", "--backend", "cpuu"],
+        &["run", "smollm2", "hi", "more"],
+        &["run", "smollm2", "hi", "-n"],
+        &["bench", "--serve-stdio", "--quick"],
+    ]));
+}
+
+#[test]
+fn models_that_are_not_there_or_no_models() {
+    insta::assert_snapshot!(said(&[
+        &["run", "smolm2", "hi"],
+        &["run", "./nothing.gguf", "hi"],
+        &["run", "./wrong.gguf", "hi"],
+        &["chat", "./wrong.gguf"],
+        &["bench", "-m", "./nothing.gguf"],
+    ]));
+}
+
+#[test]
+fn prompts_that_are_none() {
+    insta::assert_snapshot!(said(&[
+        &["run", "./toy.gguf", ""],
+        &["run", "./toy.gguf", " \n"],
+        &["run", "./toy.gguf"],
+        &["run", "./toy.gguf", "-"],
+        &["run", "./toy.gguf", "hi", "--raw", "--system", "be brief"],
+    ]));
+}
+
+#[test]
+fn settings_that_are_impossible() {
+    insta::assert_snapshot!(said(&[
+        &["run", "./toy.gguf", "hi", "--temperature", "-1"],
+        &["run", "./toy.gguf", "hi", "--temp", "nan"],
+        &["run", "./toy.gguf", "hi", "--top-p", "0"],
+        &["run", "./toy.gguf", "hi", "--min-p", "1.5"],
+        &["run", "./toy.gguf", "hi", "--repeat-penalty", "0"],
+        &["run", "./toy.gguf", "hi", "--presence-penalty", "3"],
+        &["run", "./toy.gguf", "hi", "--frequency-penalty", "inf"],
+        &["run", "./toy.gguf", "hi", "--stop", ""],
+        &["run", "./toy.gguf", "hi", "-c", "0"],
+        &["run", "./toy.gguf", "hi", "-c", "100000"],
+    ]));
+}
+
+#[test]
+fn a_prompt_longer_than_the_context() {
+    insta::assert_snapshot!(said(&[&[
+        "run",
+        "./toy.gguf",
+        "a prompt of twenty-nine bytes",
+        "--raw",
+        "-c",
+        "12"
+    ],]));
+}
+
+#[test]
+fn methods_that_do_not_exist_or_do_not_fit() {
+    insta::assert_snapshot!(said(&[
+        &["run", "./toy.gguf", "hi", "--method", "nonee"],
+        &["run", "./toy.gguf", "hi", "--method", "warp-drive"],
+        &["run", "./toy.gguf", "hi", "--method", "none:budget=3"],
+        &["run", "./toy.gguf", "hi", "--method", "none:budget"],
+        &["run", "./toy.gguf", "hi", "--method", "none", "--method", "plain"],
+        &["methods", "show", "nonee"],
+    ]));
+}
+
+#[test]
+fn benchmarks_that_make_no_sense() {
+    insta::assert_snapshot!(said(&[
+        &["bench", "-m", "./toy.gguf", "--only", "decodes0"],
+        &["bench", "-m", "./toy.gguf", "--repeat", "0"],
+        &["bench", "-m", "./toy.gguf", "-t", "0"],
+        &["bench", "-m", "./toy.gguf", "-t", "1,2", "--serve-stdio"],
+        &["bench", "-m", "./toy.gguf", "-t", "1", "--only", "decode4096", "-q"],
+    ]));
+}
