@@ -269,7 +269,8 @@ pub trait Sites {
         false
     }
     /// The cached rows to read at this layer, per key head (each sorted and unique), or `None` for
-    /// all. Rows of the running pass stay visible as the mask says.
+    /// all; of them, those that [`Segment::keys`] allows are read. Rows of the running pass stay
+    /// visible as the mask says.
     ///
     /// # Errors
     /// Whatever the policy finds wrong; the pass stops with it.

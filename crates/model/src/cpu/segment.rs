@@ -109,10 +109,20 @@ pub(super) fn span_table(
     let kv_heads = table.kv_heads();
     let mut heads = Vec::with_capacity(kv_heads);
     for h in 0..kv_heads {
-        let keys = match (chosen, segment.keys) {
-            (Some(lists), _) => Some(lists[h].as_slice()),
-            (None, Some(KeySet::PerHead(lists))) => Some(lists[l * kv_heads + h].as_slice()),
-            (None, _) => whole,
+        let allowed = match segment.keys {
+            Some(KeySet::PerHead(lists)) => Some(lists[l * kv_heads + h].as_slice()),
+            Some(KeySet::Rows(_)) | None => whole,
+        };
+        // A policy chooses among the rows that the caller allows.
+        let both: Vec<Row>;
+        let keys = match (chosen, allowed) {
+            (Some(lists), Some(allowed)) => {
+                let is_allowed = |r: &Row| allowed.binary_search(r).is_ok();
+                both = lists[h].iter().copied().filter(is_allowed).collect();
+                Some(both.as_slice())
+            }
+            (Some(lists), None) => Some(lists[h].as_slice()),
+            (None, allowed) => allowed,
         };
         let cached = table.positions(l, h);
         let mut v = Visible::new();
