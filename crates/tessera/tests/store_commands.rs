@@ -45,7 +45,7 @@ fn what_can_never_work_exits_with_two() {
         (&["pull", "hf://../x"], "does not name a model"),
         (&["show", "a/b@../main"], "a revision is"),
         (&["rm", "./model.gguf"], "not Tessera's to delete"),
-        (&["pull"], "required"),
+        (&["pull"], "<MODEL> is missing"),
         (&["pull", "--colour", "x"], "--colour"),
         (&["fetch", "x"], "unrecognized"),
     ] {
