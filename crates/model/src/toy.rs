@@ -41,7 +41,7 @@ pub fn blueprint(flavour: Flavour) -> Blueprint {
     let layer = |i: usize| match flavour {
         Flavour::Llama => LayerPlan { rope_base: 10_000.0, window: None },
         Flavour::Qwen => LayerPlan { rope_base: 1_000_000.0, window: None },
-        Flavour::Gemma if i % 2 == 0 => LayerPlan { rope_base: 10_000.0, window: Some(8) },
+        Flavour::Gemma if i.is_multiple_of(2) => LayerPlan { rope_base: 10_000.0, window: Some(8) },
         Flavour::Gemma => LayerPlan { rope_base: 1_000_000.0, window: None },
     };
     Blueprint {

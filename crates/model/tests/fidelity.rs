@@ -4,6 +4,7 @@
 //! The gate compares the eight most probable tokens of each row with the golden's reference;
 //! `TESSERA_LONG=1` compares whole distributions with our own f32 arithmetic, after checking that
 //! arithmetic against the golden's independent reference.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! Bad input gets one clear line with a next step, nothing on stdout, and a stable exit code.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 mod toy;
 

@@ -59,9 +59,7 @@ impl CpuBackbone {
             // cannot be told from older ones afterwards, so they are saved.
             let risky = pass.sites.is_some() && matches!(segment.write, Write::Rows(_));
             backups.push(match &segment.cache {
-                Some(cache) if risky => {
-                    cache.as_any().downcast_ref::<CpuStore>().map(CpuStore::clone)
-                }
+                Some(cache) if risky => cache.as_any().downcast_ref::<CpuStore>().cloned(),
                 _ => None,
             });
         }
