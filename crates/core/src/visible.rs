@@ -222,8 +222,10 @@ fn collect_pass(
         Mask::Block { block } => {
             (0..segment.positions.len()).filter(|&j| block[j] <= block[i]).for_each(&mut add);
         }
+        // The segment's columns come last; `base` is where they start only if this head is as
+        // long as the longest.
         Mask::Explicit { bits, columns } => (0..segment.positions.len())
-            .filter(|&j| bits[i * columns + base as usize + j])
+            .filter(|&j| bits[(i + 1) * columns - segment.positions.len() + j])
             .for_each(&mut add),
     }
 }

@@ -2,6 +2,8 @@
 //! architectures.
 
 pub mod arch;
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod chat;
 pub mod cpu;
 mod file_error;

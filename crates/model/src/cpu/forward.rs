@@ -106,9 +106,6 @@ impl CpuBackbone {
             if pass.layers.runs(l) {
                 self.attention(l, layer, pass, own, s, &mut reveal.segments)?;
                 self.feed_forward(layer, s)?;
-                if pass.sites.is_some() {
-                    self.keep(l, pass, s)?;
-                }
             } else {
                 blank(l, pass.segments, own, s)?;
             }
@@ -120,6 +117,10 @@ impl CpuBackbone {
                 hidden,
                 &mut reveal.segments,
             );
+            // After the tap: a row that leaves here did come through the layer.
+            if pass.sites.is_some() && pass.layers.runs(l) {
+                self.keep(l, pass, s)?;
+            }
         }
         self.head(pass, s, reveal)?;
         for (i, segment) in pass.segments.iter_mut().enumerate() {
@@ -278,7 +279,7 @@ impl CpuBackbone {
                     layer: l,
                     queries: q,
                     positions,
-                    keys: &Keys(kv),
+                    keys: &Keys(&store.layers[l]),
                 })?,
                 _ => None,
             };
@@ -303,7 +304,9 @@ impl CpuBackbone {
             if let Some(out) = revealed.get_mut(i)
                 && pass.taps.attention.contains(&l)
             {
-                let weights = attention_rows(pool, &input, segment, state)?;
+                let held: Vec<usize> =
+                    (0..b.spec.kv_heads).map(|h| store.table().positions(l, h).len()).collect();
+                let weights = attention_rows(pool, &input, segment, state, &held)?;
                 reveal_layer(&mut out.attention, pass.taps.attention, l, || weights.clone());
             }
         }

@@ -58,12 +58,14 @@ pub(super) fn reveal_layer(
     }
 }
 
-/// Attention probabilities with the columns that [`SegmentReveal::attention`] promises.
+/// Attention probabilities with the columns that [`SegmentReveal::attention`] promises. `held` is
+/// the number of cached rows of each key head, behind which the rows of the pass lie.
 pub(super) fn attention_rows(
     pool: &Pool,
     input: &AttendInput<'_>,
     segment: &Segment<'_>,
     state: &State,
+    held: &[usize],
 ) -> Result<Vec<f32>> {
     let stored = input.layer.rows();
     let rows = segment.positions.len();
@@ -75,7 +77,7 @@ pub(super) fn attention_rows(
         for h in 0..input.heads {
             let from = &by_row[(i * input.heads + h) * stored..][..stored];
             let to = &mut out[(a as usize * input.heads + h) * columns..][..columns];
-            let cached = state.cached.min(stored);
+            let cached = held[h * held.len() / input.heads];
             to[..cached].copy_from_slice(&from[..cached]);
             for (j, &b) in state.active.iter().enumerate() {
                 let column = state.cached + b as usize;
@@ -85,7 +87,7 @@ pub(super) fn attention_rows(
                         to[column] = std::mem::take(&mut to[row]);
                     }
                     Write::Append | Write::Discard => {
-                        if let Some(&p) = from.get(state.cached + j) {
+                        if let Some(&p) = from.get(cached + j) {
                             to[column] = p;
                         }
                     }
