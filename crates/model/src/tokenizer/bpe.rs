@@ -11,6 +11,8 @@ use crate::file_error::quoted;
 /// Words up to this many bytes are merged by looking at every pair, longer ones with a heap, so
 /// that a megabyte of one letter costs n log n.
 const SHORT: usize = 48;
+/// Words past this many bytes are merged in parts, so that places fit 32 bits.
+const LONGEST: usize = 1 << 30;
 
 #[derive(Debug)]
 pub(super) struct Bpe {
@@ -25,8 +27,8 @@ pub(super) struct Bpe {
 pub(super) struct Scratch {
     ids: Vec<u32>,
     merges: Vec<Merge>,
-    prev: Vec<usize>,
-    next: Vec<usize>,
+    prev: Vec<u32>,
+    next: Vec<u32>,
 }
 
 impl Bpe {
@@ -87,7 +89,11 @@ impl Bpe {
     }
 
     pub fn encode(&self, text: &str, scratch: &mut Scratch, out: &mut Vec<u32>) {
-        self.pre.split(text, |word| self.word(word.as_bytes(), scratch, out));
+        self.pre.split(text, |word| {
+            for part in word.as_bytes().chunks(LONGEST) {
+                self.word(part, scratch, out);
+            }
+        });
     }
 
     fn word(&self, word: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
@@ -129,42 +135,41 @@ impl Bpe {
 
     fn merge_long(&self, scratch: &mut Scratch) {
         let Scratch { ids, merges, prev, next } = scratch;
-        let len = ids.len();
+        let len = ids.len() as u32;
         // A symbol that went into its left neighbour keeps its place with no merge of its own.
         merges.push(Merge::NEVER);
         prev.clear();
         prev.extend((0..len).map(|at| at.wrapping_sub(1)));
         next.clear();
         next.extend(1..=len);
-        let mut heap: BinaryHeap<Reverse<(u32, usize)>> = merges
-            .iter()
-            .enumerate()
-            .filter(|(_, m)| **m != Merge::NEVER)
-            .map(|(at, m)| Reverse((m.rank, at)))
-            .collect();
-        while let Some(Reverse((rank, at))) = heap.pop() {
+        // Rank above, place below: the order of merging, in one word.
+        let entry = |merge: Merge, at: u32| {
+            (merge != Merge::NEVER).then(|| Reverse(u64::from(merge.rank) << 32 | u64::from(at)))
+        };
+        let mut heap: BinaryHeap<Reverse<u64>> =
+            (0..len).zip(&*merges).filter_map(|(at, merge)| entry(*merge, at)).collect();
+        while let Some(Reverse(best)) = heap.pop() {
+            let (place, at) = (best as u32, best as u32 as usize);
             let merge = merges[at];
-            if merge.rank != rank || merge == Merge::NEVER {
+            if u64::from(merge.rank) != best >> 32 {
                 continue; // One of the two was merged meanwhile.
             }
-            let gone = next[at];
+            let gone = next[at] as usize;
+            let after = next[gone];
             ids[at] = merge.id;
             ids[gone] = NONE;
             merges[gone] = Merge::NEVER;
-            next[at] = next[gone];
             merges[at] = Merge::NEVER;
-            if next[at] < len {
-                prev[next[at]] = at;
-                merges[at] = self.pairs.get(merge.id, ids[next[at]]);
-                if merges[at] != Merge::NEVER {
-                    heap.push(Reverse((merges[at].rank, at)));
-                }
+            next[at] = after;
+            if after < len {
+                prev[after as usize] = place;
+                merges[at] = self.pairs.get(merge.id, ids[after as usize]);
+                heap.extend(entry(merges[at], place));
             }
-            if let Some(left) = (at > 0).then(|| prev[at]) {
-                merges[left] = self.pairs.get(ids[left], merge.id);
-                if merges[left] != Merge::NEVER {
-                    heap.push(Reverse((merges[left].rank, left)));
-                }
+            if at > 0 {
+                let left = prev[at];
+                merges[left as usize] = self.pairs.get(ids[left as usize], merge.id);
+                heap.extend(entry(merges[left as usize], left));
             }
         }
     }

@@ -22,18 +22,27 @@ pub(super) struct Spm {
     pub space_prefix: bool,
 }
 
+/// Texts past this many bytes are merged in parts, so that places fit 32 bits.
+const LONGEST: usize = 1 << 30;
+
 /// A run of bytes of the text; runs that went into their left neighbour have length 0.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
-    start: usize,
-    len: usize,
-    prev: usize,
-    next: usize,
+    start: u32,
+    len: u32,
+    prev: u32,
+    next: u32,
     id: u32,
 }
 
+impl Symbol {
+    fn bytes(self, text: &[u8]) -> &[u8] {
+        &text[self.start as usize..(self.start + self.len) as usize]
+    }
+}
+
 /// A merge that may happen: best score first, then leftmost. `len` tells whether it still can.
-type Candidate = (i32, Reverse<usize>, usize, u32);
+type Candidate = (i32, Reverse<u32>, u32, u32);
 
 impl Spm {
     pub fn new(
@@ -59,44 +68,53 @@ impl Spm {
 
     /// Encodes a text whose spaces are written as spaces.
     pub fn encode(&self, text: &str, arena: &Arena, normal: &Index, out: &mut Vec<u32>) {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.floor_char_boundary(LONGEST));
+            self.part(part, arena, normal, out);
+            rest = after;
+        }
+    }
+
+    fn part(&self, text: &str, arena: &Arena, normal: &Index, out: &mut Vec<u32>) {
         let bytes = text.as_bytes();
         let mut symbols: Vec<Symbol> = text
             .char_indices()
-            .enumerate()
-            .map(|(at, (start, c))| Symbol {
-                start,
-                len: c.len_utf8(),
+            .zip(0u32..)
+            .map(|((start, c), at)| Symbol {
+                start: start as u32,
+                len: c.len_utf8() as u32,
                 prev: at.wrapping_sub(1),
                 next: at + 1,
                 id: NONE,
             })
             .collect();
-        let count = symbols.len();
-        let candidate = |symbols: &[Symbol], left: usize| -> Option<Candidate> {
-            let a = symbols.get(left)?;
-            let b = symbols.get(a.next)?;
-            let len = a.len + b.len;
-            if len > self.longest {
+        let count = symbols.len() as u32;
+        let candidate = |symbols: &[Symbol], left: u32| -> Option<Candidate> {
+            let a = symbols.get(left as usize)?;
+            let b = symbols.get(a.next as usize)?;
+            let both = Symbol { len: a.len + b.len, ..*a };
+            if both.len as usize > self.longest {
                 return None;
             }
-            let id = normal.get(arena, &bytes[a.start..a.start + len])?;
-            Some((*self.scores.get(id as usize)?, Reverse(left), len, id))
+            let id = normal.get(arena, both.bytes(bytes))?;
+            Some((*self.scores.get(id as usize)?, Reverse(left), both.len, id))
         };
         let mut heap: BinaryHeap<Candidate> =
             (0..count).filter_map(|left| candidate(&symbols, left)).collect();
         while let Some((_, Reverse(left), len, id)) = heap.pop() {
-            let Symbol { len: now, next, prev, .. } = symbols[left];
-            let Some(right) = symbols.get(next).copied() else {
+            let Symbol { len: now, next, prev, .. } = symbols[left as usize];
+            let Some(right) = symbols.get(next as usize).copied() else {
                 continue;
             };
             if now == 0 || now + right.len != len {
                 continue; // One of the two was merged meanwhile.
             }
-            symbols[left].len = len;
-            symbols[left].id = id;
-            symbols[left].next = right.next;
-            symbols[next].len = 0;
-            if let Some(after) = symbols.get_mut(right.next) {
+            symbols[left as usize].len = len;
+            symbols[left as usize].id = id;
+            symbols[left as usize].next = right.next;
+            symbols[next as usize].len = 0;
+            if let Some(after) = symbols.get_mut(right.next as usize) {
                 after.prev = left;
             }
             if left > 0 {
@@ -105,8 +123,8 @@ impl Spm {
             heap.extend(candidate(&symbols, left));
         }
         let mut at = 0;
-        while let Some(symbol) = symbols.get(at) {
-            let spelling = &bytes[symbol.start..symbol.start + symbol.len];
+        while let Some(symbol) = symbols.get(at as usize) {
+            let spelling = symbol.bytes(bytes);
             let id = if symbol.id == NONE { normal.get(arena, spelling) } else { Some(symbol.id) };
             match id {
                 Some(id) => out.push(id),
