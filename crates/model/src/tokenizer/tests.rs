@@ -284,8 +284,36 @@ fn stop_strings_are_found_across_pieces() {
     assert_eq!(stop.push("r: x"), Stopped::At { before: String::new(), stop: 0 });
     assert_eq!(stop.push("a\n"), Stopped::No("a".into()));
     assert_eq!(stop.finish(), "\n");
+    // Falls back twice inside itself before it matches.
+    let mut again = StopMatcher::new(["aabaaac"]);
+    assert_eq!(again.push("aabaaabaaac"), Stopped::At { before: "aaba".into(), stop: 0 });
     let mut longer = StopMatcher::new(["b", "ab", ""]);
     assert_eq!(longer.push("xab"), Stopped::At { before: "x".into(), stop: 1 });
+}
+
+#[test]
+fn every_short_stop_string_is_found_in_every_short_text() {
+    let words = |len: u32| {
+        (0..1u32 << len).map(move |bits| -> String {
+            (0..len).map(|at| if bits >> at & 1 == 0 { 'a' } else { 'b' }).collect()
+        })
+    };
+    for stop in (1..=6).flat_map(words) {
+        for text in words(10) {
+            let got = StopMatcher::new([stop.as_str()]).push(&text);
+            match text.find(&stop) {
+                Some(at) => {
+                    assert_eq!(got, Stopped::At { before: text[..at].into(), stop: 0 });
+                }
+                None => {
+                    // Held back: the longest end of the text that starts the stop string.
+                    let held = (0..stop.len()).rev().find(|n| text.ends_with(&stop[..*n]));
+                    let shown = &text[..text.len() - held.unwrap_or(0)];
+                    assert_eq!(got, Stopped::No(shown.into()), "{stop} in {text}");
+                }
+            }
+        }
+    }
 }
 
 /// Merges by the definition: the best pair, the leftmost of equals, again and again.
