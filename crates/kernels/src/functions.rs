@@ -13,6 +13,13 @@ use crate::lanes::Lanes;
 #[inline(always)]
 pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
     // SAFETY: the caller promises the features of `L`.
+    unsafe { L::select_lt(L::splat(88.3), x, L::splat(f32::INFINITY), exp_below::<L>(x)) }
+}
+
+/// [`exp`] for x up to 88.3.
+#[inline(always)]
+pub(crate) unsafe fn exp_below<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller promises the features of `L`.
     unsafe {
         // 1.5 * 2^23: adding it rounds to an integer that then sits in the low mantissa bits.
         let magic = L::splat(12_582_912.0);
@@ -28,8 +35,7 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
         let p = p.fma(r, L::splat(0.499_999_94));
         let p = p.mul(r).fma(r, r).add(L::splat(1.0));
         let y = p.mul(t.exp2_of_magic());
-        let y = L::select_lt(x, L::splat(-86.6), L::splat(0.0), y);
-        L::select_lt(L::splat(88.3), x, L::splat(f32::INFINITY), y)
+        L::select_lt(x, L::splat(-86.6), L::splat(0.0), y)
     }
 }
 

@@ -38,6 +38,9 @@ pub(crate) trait Lanes: Copy {
     /// the buffer (`hi <= 16`).
     unsafe fn store_range(self, p: *mut f32, lo: usize, hi: usize);
 
+    /// Asks for the cache line at `p` ahead of its use; `p` may be any address.
+    fn prefetch(p: *const u8);
+
     fn add(self, b: Self) -> Self;
     fn sub(self, b: Self) -> Self;
     fn mul(self, b: Self) -> Self;
@@ -145,6 +148,8 @@ impl Lanes for Portable {
         }
     }
     #[inline(always)]
+    fn prefetch(_: *const u8) {}
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         self.zip(b, |a, b| a + b)
     }
@@ -231,7 +236,12 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(p: *const u16) -> Self {
             // SAFETY: as for `load`.
-            Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) })
+            // Not `_mm512_cvtph_ps`: it suppresses exceptions, which keeps the load from being
+            // folded into the conversion and costs a shuffle.
+            Avx512(unsafe {
+                let bits = _mm256_loadu_si256(p.cast());
+                _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(bits)
+            })
         }
         #[inline(always)]
         unsafe fn load_part(p: *const f32, n: usize) -> Self {
@@ -247,6 +257,11 @@ mod x86 {
         unsafe fn store_range(self, p: *mut f32, lo: usize, hi: usize) {
             // SAFETY: masked-out lanes are not written.
             unsafe { _mm512_mask_storeu_ps(p, range_mask(lo, hi), self.0) }
+        }
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            // SAFETY: a prefetch never faults; every x86-64 processor has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         fn add(self, b: Self) -> Self {
@@ -390,6 +405,11 @@ mod x86 {
                 self.store(v.as_mut_ptr());
                 std::ptr::copy_nonoverlapping(v.as_ptr().add(lo), p.wrapping_add(lo), hi - lo);
             }
+        }
+        #[inline(always)]
+        fn prefetch(p: *const u8) {
+            // SAFETY: a prefetch never faults; every x86-64 processor has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         fn add(self, b: Self) -> Self {

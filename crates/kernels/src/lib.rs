@@ -1,5 +1,6 @@
 //! CPU arithmetic: quantised and float products, attention, norms and rotary positions, with runtime dispatch.
 
+mod aligned;
 pub mod attention;
 mod disjoint;
 pub mod elementwise;

@@ -6,16 +6,19 @@
 //! instruction path and the precision the operands are stored in never change a bit.
 #![allow(unsafe_code)]
 
-use crate::functions::{exp, soft_cap};
+use crate::functions::{exp, exp_below, soft_cap};
 use crate::lanes::{LANES, Lanes, entry};
 
 /// Where a kernel reads keys or values from: the cache itself, or its exactly widened copy.
 pub(super) trait Source: Copy {
+    /// Whether it streams from the outer cache levels, so that asking ahead pays.
+    const FAR: bool;
     /// Sixteen consecutive values.
     unsafe fn load<L: Lanes>(p: *const Self) -> L;
 }
 
 impl Source for u16 {
+    const FAR: bool = true;
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const u16) -> L {
         // SAFETY: the caller's promise is the one `load_f16` asks for.
@@ -24,12 +27,16 @@ impl Source for u16 {
 }
 
 impl Source for f32 {
+    const FAR: bool = false;
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f32) -> L {
         // SAFETY: the caller's promise is the one `load` asks for.
         unsafe { L::load(p) }
     }
 }
+
+/// Half-precision values to ask for ahead of a stream.
+const AHEAD: usize = 1024;
 
 /// Most queries of one panel.
 pub(super) const PANEL: usize = 8;
@@ -116,6 +123,10 @@ unsafe fn score_tile<L: Lanes, S: Source, const R: usize, const B: usize>(
         for d in 0..job.dim {
             let mut keys = [L::splat(0.0); B];
             for (keys, k) in keys.iter_mut().zip(&k) {
+                if S::FAR {
+                    // The same place in the next tile's blocks.
+                    L::prefetch(k.wrapping_add((B * job.dim + d) * LANES).cast());
+                }
                 *keys = S::load::<L>(k.add(d * LANES));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
@@ -125,18 +136,23 @@ unsafe fn score_tile<L: Lanes, S: Source, const R: usize, const B: usize>(
                 }
             }
         }
+        let first = i * LANES;
+        let out = job.out.wrapping_add(first);
+        if job.lo <= first && first + B * LANES <= job.hi {
+            for (r, acc) in acc.iter().enumerate() {
+                for (b, acc) in acc.iter().enumerate() {
+                    acc.store(out.add(r * job.stride + b * LANES));
+                }
+            }
+            return;
+        }
         for (r, acc) in acc.iter().enumerate() {
             for (b, acc) in acc.iter().enumerate() {
-                let first = (i + b) * LANES;
-                let out = job.out.wrapping_add(r * job.stride + first);
-                if job.lo <= first && first + LANES <= job.hi {
-                    acc.store(out);
-                } else {
-                    let lo = job.lo.saturating_sub(first).min(LANES);
-                    let hi = job.hi.saturating_sub(first).min(LANES);
-                    if lo < hi {
-                        acc.store_range(out, lo, hi);
-                    }
+                let first = first + b * LANES;
+                let lo = job.lo.saturating_sub(first).min(LANES);
+                let hi = job.hi.saturating_sub(first).min(LANES);
+                if lo < hi {
+                    acc.store_range(out.wrapping_add(r * job.stride + b * LANES), lo, hi);
                 }
             }
         }
@@ -220,6 +236,10 @@ unsafe fn weighted_tile<L: Lanes, S: Source, const R: usize, const W: usize>(
             let row = job.v.add(*job.rows.add(i) as usize * job.v_stride + at);
             let mut values = [L::splat(0.0); W];
             for (w, value) in values.iter_mut().enumerate() {
+                if S::FAR && w % 2 == 0 {
+                    let ahead = AHEAD.max(job.v_stride * 4);
+                    L::prefetch(row.wrapping_add(ahead + w * LANES).cast());
+                }
                 *value = S::load::<L>(row.add(w * LANES));
             }
             for (r, acc) in acc.iter_mut().enumerate() {
@@ -266,7 +286,7 @@ unsafe fn soften<L: Lanes>(s: *mut f32, n: usize) -> (f32, f32) {
         let shift = L::splat(max);
         let mut sum = L::splat(0.0);
         for i in 0..n {
-            let p = exp::<L>(L::load(s.add(i * LANES)).sub(shift));
+            let p = exp_below::<L>(L::load(s.add(i * LANES)).sub(shift));
             sum = sum.add(p);
             p.store(s.add(i * LANES));
         }
@@ -329,6 +349,7 @@ unsafe fn widen<L: Lanes>(from: *const u16, to: *mut f32, n: usize) {
     // SAFETY: the caller promises `16 n` values at both pointers.
     unsafe {
         for i in 0..n {
+            L::prefetch(from.wrapping_add(i * LANES + AHEAD).cast());
             L::load_f16(from.add(i * LANES)).store(to.add(i * LANES));
         }
     }

@@ -17,6 +17,7 @@
 //! with fused multiply-add) on the instruction path.
 
 mod micro;
+mod schedule;
 mod spans;
 mod tile;
 mod weights;
@@ -24,8 +25,8 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
+pub use schedule::AttendScratch;
 pub use spans::{Span, SpanTable};
-pub use tile::AttendScratch;
 pub use weights::attention_weights;
 
 use crate::error::{KernelError, Result};
@@ -136,7 +137,7 @@ pub fn attend(
 ) -> Result<()> {
     input.check()?;
     length("attention output", input.q.len(), out.len())?;
-    tile::run(pool, input, scratch, out);
+    schedule::run(pool, input, scratch, out);
     Ok(())
 }
 

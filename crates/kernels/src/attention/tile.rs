@@ -1,37 +1,31 @@
-//! How an attention call is cut into units, spread over threads, and put together again.
+//! One chunk of one unit: the scores of its queries against the visible keys, their weights, and
+//! the weighted values.
 //!
-//! A unit is one key/value head and a few query rows: its keys and values are read once for all
-//! of its queries. Units are streamed chunk by chunk where there are enough of them for the
-//! threads; otherwise each (unit, chunk) is a part of its own and the partial results are merged
-//! afterwards, by the same operations in the same order.
+//! Long because the three ways keys can lie (shared by the rows, apart, scattered) need each
+//! other's invariants in view.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-
 use super::micro::{
-    PANEL, Scores, Weighted, run_cap, run_finish, run_fold, run_scores_f16, run_scores_f32,
-    run_soften, run_weighted_f16, run_weighted_f32, run_widen,
+    PANEL, Scores, Weighted, run_cap, run_scores_f16, run_scores_f32, run_soften, run_weighted_f16,
+    run_weighted_f32, run_widen,
 };
 use super::{AttendInput, CHUNK};
-use crate::disjoint::Disjoint;
+use crate::aligned::AlignedBuffer;
 use crate::{Isa, Pool};
 
-/// Queries a unit aims at: enough to pay for widening keys and values, few enough that their
-/// scores stay in the second-level cache.
-const UNIT_QUERIES: usize = 48;
 /// From one query's scores to the next: a chunk and a line, so that panels do not collide in the
 /// first-level cache.
-const S_STRIDE: usize = CHUNK + 16;
+pub(super) const S_STRIDE: usize = CHUNK + 16;
 /// From this many queries on, keys and values are widened once for all panels.
 const WIDEN_FROM: usize = 16;
 /// Key blocks widened at a time.
 const KEY_GROUP: usize = 4;
-/// Value rows widened, or read for all their columns, at a time.
-const VALUE_GROUP: usize = 64;
+/// Values of the rows that are widened, or read for all their columns, at a time (32 KiB of f32);
+/// at least 64 rows, or loading and storing the outputs costs too much.
+const VALUE_GROUP: usize = 8192;
 /// Runs of one slot-to-row offset that the rows of a unit may share before the rest of a chunk
 /// is handled row by row.
-const MAX_SHARED: usize = 4;
+pub(super) const MAX_SHARED: usize = 4;
 /// Most key blocks scored for all rows of a unit where its rows disagree.
 const UNION_BLOCKS: usize = 128;
 
@@ -47,30 +41,30 @@ static COUNT: [u32; CHUNK + 16] = {
 };
 
 /// Maximum and sum of a query; a maximum of minus infinity means no keys.
-type State = (f32, f32);
+pub(super) type State = (f32, f32);
 
-const EMPTY: State = (f32::NEG_INFINITY, 0.0);
+pub(super) const EMPTY: State = (f32::NEG_INFINITY, 0.0);
 
 /// One key/value head and the query rows `first..first + rows`.
 #[derive(Debug, Clone, Copy)]
-struct Unit {
-    head: usize,
-    first: usize,
-    rows: usize,
+pub(super) struct Unit {
+    pub(super) head: usize,
+    pub(super) first: usize,
+    pub(super) rows: usize,
     /// First chunk that any of the rows sees.
-    chunk: usize,
+    pub(super) chunk: usize,
     /// One past the last such chunk.
-    end: usize,
+    pub(super) end: usize,
     /// Place of the unit's first partial result.
-    part: usize,
+    pub(super) part: usize,
 }
 
 /// Visible keys of one row inside a chunk: slots `lo..hi` of the chunk, in rows from `row`.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    lo: usize,
-    hi: usize,
-    row: usize,
+pub(super) struct Piece {
+    pub(super) lo: usize,
+    pub(super) hi: usize,
+    pub(super) row: usize,
 }
 
 impl Piece {
@@ -87,248 +81,67 @@ impl Piece {
 
 /// Slots `lo..hi` of a chunk that every row of the unit finds in cache row `slot + offset`.
 #[derive(Debug, Clone, Copy, Default)]
-struct Segment {
+pub(super) struct Segment {
     lo: usize,
     hi: usize,
     offset: isize,
 }
 
-/// Memory that attention reuses from call to call; starts empty.
-#[derive(Debug, Default)]
-pub struct AttendScratch {
-    units: Vec<Unit>,
-    workers: Vec<Mutex<Worker>>,
-    partial: Vec<f32>,
-    partial_state: Vec<State>,
-}
-
-impl AttendScratch {
-    /// Scratch without memory yet.
-    pub fn new() -> AttendScratch {
-        AttendScratch::default()
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        let workers: usize = self
-            .workers
-            .iter()
-            .map(|w| w.lock().unwrap_or_else(PoisonError::into_inner).bytes())
-            .sum();
-        workers + 4 * self.partial.capacity() + 8 * self.partial_state.capacity()
-    }
-}
-
 /// What one thread works in.
 #[derive(Debug, Default)]
-struct Worker {
+pub(super) struct Worker {
     /// The unit whose queries are packed in `q`.
-    packed: Option<usize>,
+    pub(super) packed: Option<usize>,
     /// Panels `[dim][queries]`, scaled.
-    q: Vec<f32>,
+    pub(super) q: AlignedBuffer,
     /// The panels of a single row.
-    q_row: Vec<f32>,
+    pub(super) q_row: AlignedBuffer,
     /// Scores, then weights, by chunk slot.
-    s: Vec<f32>,
+    pub(super) s: AlignedBuffer,
     /// Scores by cache row, for rows that disagree.
-    by_row: Vec<f32>,
+    pub(super) by_row: AlignedBuffer,
     /// Result of the chunk at hand.
-    o: Vec<f32>,
-    state: Vec<State>,
+    pub(super) o: AlignedBuffer,
+    pub(super) state: Vec<State>,
     /// Result so far.
-    sum: Vec<f32>,
-    sum_state: Vec<State>,
+    pub(super) sum: AlignedBuffer,
+    pub(super) sum_state: Vec<State>,
     /// Widened keys, then values.
-    wide: Vec<f32>,
-    pieces: Vec<Piece>,
-    ends: Vec<usize>,
-    ids: Vec<u32>,
+    pub(super) wide: AlignedBuffer,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) ends: Vec<usize>,
+    pub(super) ids: Vec<u32>,
 }
 
 impl Worker {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let floats = [&self.q, &self.q_row, &self.s, &self.by_row, &self.o, &self.sum, &self.wide];
-        4 * floats.iter().map(|v| v.capacity()).sum::<usize>()
+        floats.iter().map(|v| v.bytes()).sum()
     }
 
-    fn pieces(&self, row: usize) -> &[Piece] {
+    pub(super) fn pieces(&self, row: usize) -> &[Piece] {
         let start = if row == 0 { 0 } else { self.ends[row - 1] };
         &self.pieces[start..self.ends[row]]
     }
 }
 
-fn at_least<T: Clone>(v: &mut Vec<T>, n: usize, zero: T) {
+pub(super) fn at_least<T: Clone>(v: &mut Vec<T>, n: usize, zero: T) {
     if v.len() < n {
         v.resize(n, zero);
     }
 }
 
 /// The sizes of a call.
-struct Call<'a> {
-    input: &'a AttendInput<'a>,
-    isa: Isa,
-    group: usize,
-    dim: usize,
-    stride: usize,
-}
-
-/// Computes `input` (checked by the caller) into `out`.
-pub(super) fn run(
-    pool: &Pool,
-    input: &AttendInput<'_>,
-    scratch: &mut AttendScratch,
-    out: &mut [f32],
-) {
-    let call = Call::new(pool, input);
-    let threads = pool.threads();
-    let unit_rows = cut(&call, threads, &mut scratch.units);
-    let units = scratch.units.as_slice();
-    let parts: usize = units.iter().map(|u| u.end - u.chunk).sum();
-    let queries = unit_rows * call.group;
-    // One unit per thread and chunk streams better than it splits.
-    let split = threads > 1 && units.len() < 4 * threads && parts > units.len();
-    if scratch.workers.len() < threads {
-        scratch.workers.resize_with(threads, Mutex::default);
-    }
-    for worker in &mut scratch.workers {
-        let worker = worker.get_mut().unwrap_or_else(PoisonError::into_inner);
-        worker.packed = None;
-    }
-    let workers = scratch.workers.as_slice();
-    let next = AtomicUsize::new(0);
-    let out = Disjoint::new(out);
-    if !split {
-        pool.run(threads.min(units.len()), &|slot| {
-            let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(unit) = units.get(i) else { break };
-                call.stream(&mut worker, i, unit, out);
-            }
-        });
-        return;
-    }
-    at_least(&mut scratch.partial, parts * queries * call.stride, 0.0);
-    at_least(&mut scratch.partial_state, parts * queries, EMPTY);
-    let partial = Disjoint::new(&mut scratch.partial);
-    let states = Disjoint::new(&mut scratch.partial_state);
-    pool.run(threads.min(parts), &|slot| {
-        let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let part = next.fetch_add(1, Ordering::Relaxed);
-            let after = units.partition_point(|u| u.part <= part);
-            let Some(i) = after.checked_sub(1).filter(|_| part < parts) else {
-                break;
-            };
-            let unit = &units[i];
-            let at = part * queries;
-            call.pack(&mut worker, i, unit);
-            // SAFETY: parts have disjoint places of `queries` results each.
-            unsafe {
-                call.chunk(
-                    &mut worker,
-                    unit,
-                    unit.chunk + (part - unit.part),
-                    states.at(at),
-                    partial.at(at * call.stride),
-                );
-            }
-        }
-    });
-    let merge = |i: usize| {
-        let unit = &units[i];
-        for query in 0..unit.rows * call.group {
-            let at = |chunk: usize| (unit.part + chunk) * queries + query;
-            let (mut total, mut total_at) = (EMPTY, 0);
-            for chunk in 0..unit.end - unit.chunk {
-                // SAFETY: every part has been computed, and each unit merges its own.
-                unsafe {
-                    let state = *states.at(at(chunk));
-                    if state.0 == f32::NEG_INFINITY {
-                        continue;
-                    }
-                    if total.0 == f32::NEG_INFINITY {
-                        (total, total_at) = (state, at(chunk));
-                        continue;
-                    }
-                    let o = partial.at(at(chunk) * call.stride);
-                    let to = partial.at(total_at * call.stride);
-                    run_fold(call.isa, &mut total, to, state, o, call.stride);
-                }
-            }
-            // SAFETY: each (unit, query) has its own place in the output.
-            unsafe { call.emit(unit, query, total, partial.at(total_at * call.stride), out) };
-        }
-    };
-    // A hand-off costs about as much as merging this many values.
-    if parts * queries * call.stride < 1 << 16 {
-        (0..units.len()).for_each(merge);
-    } else {
-        pool.run(units.len(), &merge);
-    }
-}
-
-/// Writes the complete scores of `input` (checked by the caller) to `out`,
-/// `[rows][heads][keys]` by cache row; leaves the places of keys not seen as they are.
-pub(super) fn score_rows(
-    pool: &Pool,
-    input: &AttendInput<'_>,
-    scratch: &mut AttendScratch,
-    out: &mut [f32],
-    keys: usize,
-) {
-    let call = Call::new(pool, input);
-    cut(&call, 1, &mut scratch.units);
-    scratch.workers.resize_with(scratch.workers.len().max(1), Mutex::default);
-    let w = scratch.workers[0].get_mut().unwrap_or_else(PoisonError::into_inner);
-    w.packed = None;
-    for (i, unit) in scratch.units.iter().enumerate() {
-        call.pack(w, i, unit);
-        for chunk in unit.chunk..unit.end {
-            call.score(w, unit, chunk, &mut [Segment::default(); MAX_SHARED]);
-            for query in 0..unit.rows * call.group {
-                let row = query / call.group;
-                call.complete(w, unit, query, 0, CHUNK);
-                let head = unit.head * call.group + query % call.group;
-                let to = ((unit.first + row) * input.heads + head) * keys;
-                let scores = &w.s[query * S_STRIDE..][..CHUNK];
-                for p in w.pieces(row) {
-                    let n = p.hi - p.lo;
-                    out[to + p.row..to + p.row + n].copy_from_slice(&scores[p.lo..p.hi]);
-                }
-            }
-        }
-    }
-}
-
-/// Cuts a call into units, the costliest (last rows) first; returns the rows of a full unit.
-fn cut(call: &Call<'_>, threads: usize, units: &mut Vec<Unit>) -> usize {
-    let kv_heads = call.input.layer.kv_heads();
-    let rows = call.input.rows;
-    let mut unit_rows = (UNIT_QUERIES / call.group).clamp(1, rows.max(1));
-    loop {
-        units.clear();
-        let mut part = 0;
-        for tile in (0..rows.div_ceil(unit_rows)).rev() {
-            let first = tile * unit_rows;
-            for head in 0..kv_heads {
-                let rows = unit_rows.min(rows - first);
-                let (chunk, end) = call.chunks(head, first, rows);
-                units.push(Unit { head, first, rows, chunk, end, part });
-                part += end - chunk;
-            }
-        }
-        // Too few parts for the threads: smaller units, if they can get smaller.
-        if part >= 2 * threads || threads == 1 || unit_rows * call.group <= PANEL || unit_rows == 1
-        {
-            return unit_rows;
-        }
-        unit_rows = unit_rows.div_ceil(2);
-    }
+pub(super) struct Call<'a> {
+    pub(super) input: &'a AttendInput<'a>,
+    pub(super) isa: Isa,
+    pub(super) group: usize,
+    pub(super) dim: usize,
+    pub(super) stride: usize,
 }
 
 impl<'a> Call<'a> {
-    fn new(pool: &Pool, input: &'a AttendInput<'a>) -> Call<'a> {
+    pub(super) fn new(pool: &Pool, input: &'a AttendInput<'a>) -> Call<'a> {
         Call {
             input,
             isa: pool.isa(),
@@ -336,18 +149,6 @@ impl<'a> Call<'a> {
             dim: input.layer.dim(),
             stride: input.layer.stride(),
         }
-    }
-
-    /// The range of chunks that some row of a unit sees.
-    fn chunks(&self, head: usize, first: usize, rows: usize) -> (usize, usize) {
-        let (mut lo, mut hi) = (usize::MAX, 0);
-        for row in first..first + rows {
-            if let [a, .., b] | [a @ b] = self.input.list(row, head) {
-                lo = lo.min(a.slot as usize / CHUNK);
-                hi = hi.max((b.slot as usize + b.len as usize).div_ceil(CHUNK));
-            }
-        }
-        if hi == 0 { (0, 0) } else { (lo, hi) }
     }
 
     /// Number of panels for `queries` queries: a panel fills the registers of the path.
@@ -368,9 +169,9 @@ impl<'a> Call<'a> {
     }
 
     /// Scales and packs the queries of a row range into panels.
-    fn pack_rows(&self, unit: &Unit, first: usize, rows: usize, packed: &mut Vec<f32>) {
+    fn pack_rows(&self, unit: &Unit, first: usize, rows: usize, packed: &mut AlignedBuffer) {
         let queries = rows * self.group;
-        at_least(packed, queries * self.dim, 0.0);
+        packed.at_least(queries * self.dim);
         for i in 0..self.panels(queries) {
             let (a, b) = self.panel(queries, i);
             let panel = &mut packed[a * self.dim..b * self.dim];
@@ -378,87 +179,17 @@ impl<'a> Call<'a> {
                 let row = first + query / self.group;
                 let head = unit.head * self.group + query % self.group;
                 let q = &self.input.q[(row * self.input.heads + head) * self.dim..][..self.dim];
-                for (to, x) in panel[query - a..].iter_mut().step_by(b - a).zip(q) {
-                    *to = x * self.input.scale;
+                for (column, x) in panel.chunks_exact_mut(b - a).zip(q) {
+                    column[query - a] = x * self.input.scale;
                 }
             }
         }
     }
 
-    fn pack(&self, w: &mut Worker, index: usize, unit: &Unit) {
+    pub(super) fn pack(&self, w: &mut Worker, index: usize, unit: &Unit) {
         if w.packed != Some(index) {
             self.pack_rows(unit, unit.first, unit.rows, &mut w.q);
             w.packed = Some(index);
-        }
-    }
-
-    /// Computes a unit chunk after chunk and writes its output.
-    fn stream(&self, w: &mut Worker, index: usize, unit: &Unit, out: Disjoint<f32>) {
-        self.pack(w, index, unit);
-        let queries = unit.rows * self.group;
-        let values = queries * self.stride;
-        at_least(&mut w.o, values, 0.0);
-        at_least(&mut w.sum, values, 0.0);
-        at_least(&mut w.state, queries, EMPTY);
-        at_least(&mut w.sum_state, queries, EMPTY);
-        w.sum_state[..queries].fill(EMPTY);
-        for chunk in unit.chunk..unit.end {
-            let (state, o) = (w.state.as_mut_ptr(), w.o.as_mut_ptr());
-            // SAFETY: both buffers hold `queries` results, and `chunk` leaves them in place.
-            unsafe { self.chunk(w, unit, chunk, state, o) };
-            if chunk == unit.chunk {
-                std::mem::swap(&mut w.o, &mut w.sum);
-                std::mem::swap(&mut w.state, &mut w.sum_state);
-                continue;
-            }
-            for query in 0..queries {
-                let (state, at) = (w.state[query], query * self.stride);
-                if state.0 == f32::NEG_INFINITY {
-                    continue;
-                }
-                let o = &w.o[at..at + self.stride];
-                let sum = &mut w.sum[at..at + self.stride];
-                let total = &mut w.sum_state[query];
-                if total.0 == f32::NEG_INFINITY {
-                    *total = state;
-                    sum.copy_from_slice(o);
-                } else {
-                    // SAFETY: both slices hold `stride` values; the pool's path is available.
-                    unsafe {
-                        run_fold(self.isa, total, sum.as_mut_ptr(), state, o.as_ptr(), self.stride);
-                    }
-                }
-            }
-        }
-        for query in 0..queries {
-            let o = w.sum[query * self.stride..].as_ptr();
-            // SAFETY: each (unit, query) has its own place in the output.
-            unsafe { self.emit(unit, query, w.sum_state[query], o, out) };
-        }
-    }
-
-    /// Writes the finished result of one query.
-    ///
-    /// # Safety
-    /// `o` holds `dim` values if `state` is not empty; no other thread writes this query.
-    unsafe fn emit(
-        &self,
-        unit: &Unit,
-        query: usize,
-        state: State,
-        o: *const f32,
-        out: Disjoint<f32>,
-    ) {
-        let row = unit.first + query / self.group;
-        let head = unit.head * self.group + query % self.group;
-        let to = out.at((row * self.input.heads + head) * self.dim);
-        // SAFETY: the output holds `dim` values for every row and head.
-        unsafe {
-            if state.0 == f32::NEG_INFINITY {
-                std::slice::from_raw_parts_mut(to, self.dim).fill(0.0);
-            } else {
-                run_finish(self.isa, o, state.1, to, self.dim);
-            }
         }
     }
 
@@ -468,7 +199,7 @@ impl<'a> Call<'a> {
     /// # Safety
     /// `state` and `o` hold the unit's queries (`stride` values each in `o`), do not lie in
     /// memory that this moves, and no other thread uses them.
-    unsafe fn chunk(
+    pub(super) unsafe fn chunk(
         &self,
         w: &mut Worker,
         unit: &Unit,
@@ -503,14 +234,14 @@ impl<'a> Call<'a> {
 
     /// Computes the scores of one chunk of a unit; returns how many shared segments there are and
     /// the chunk slot from which rows are handled one by one.
-    fn score(
+    pub(super) fn score(
         &self,
         w: &mut Worker,
         unit: &Unit,
         chunk: usize,
         segments: &mut [Segment; MAX_SHARED],
     ) -> (usize, usize) {
-        at_least(&mut w.s, unit.rows * self.group * S_STRIDE, 0.0);
+        w.s.at_least(unit.rows * self.group * S_STRIDE);
         self.collect(w, unit, chunk);
         let (shared, apart) = share(w, unit.rows, segments);
         for segment in &segments[..shared] {
@@ -565,7 +296,7 @@ impl<'a> Call<'a> {
         let end = row(segment.hi).div_ceil(16);
         let widen = queries >= WIDEN_FROM;
         let step = if widen { KEY_GROUP } else { end - first };
-        at_least(&mut w.wide, if widen { KEY_GROUP * block } else { 0 }, 0.0);
+        w.wide.at_least(if widen { KEY_GROUP * block } else { 0 });
         for b in (first..end).step_by(step) {
             let n = step.min(end - b);
             let k = keys[b * block..(b + n) * block].as_ptr();
@@ -688,10 +419,10 @@ impl<'a> Call<'a> {
         q: &[f32],
         queries: usize,
         blocks: &[u32],
-        out: &mut Vec<f32>,
+        out: &mut AlignedBuffer,
     ) {
         let stride = blocks.len() * 16;
-        at_least(out, queries * stride, 0.0);
+        out.at_least(queries * stride);
         for i in 0..self.panels(queries) {
             let (a, b) = self.panel(queries, i);
             let job = Scores {
@@ -714,7 +445,7 @@ impl<'a> Call<'a> {
 
     /// Completes the scores of a query in slots `lo..hi` (multiples of 16): cap, bias, and minus
     /// infinity where it sees nothing.
-    fn complete(&self, w: &mut Worker, unit: &Unit, query: usize, lo: usize, hi: usize) {
+    pub(super) fn complete(&self, w: &mut Worker, unit: &Unit, query: usize, lo: usize, hi: usize) {
         let row = query / self.group;
         let s = &mut w.s[query * S_STRIDE..(query + 1) * S_STRIDE];
         let start = if row == 0 { 0 } else { w.ends[row - 1] };
@@ -747,8 +478,8 @@ impl<'a> Call<'a> {
         let queries = unit.rows * self.group;
         let values = self.input.layer.values(unit.head);
         let widen = queries >= WIDEN_FROM;
-        at_least(&mut w.wide, if widen { VALUE_GROUP * self.stride } else { 0 }, 0.0);
-        let step = if widen || self.stride > 64 { VALUE_GROUP } else { CHUNK };
+        let step = (VALUE_GROUP / self.stride).clamp(64, CHUNK);
+        w.wide.at_least(if widen { step * self.stride } else { 0 });
         for first in (segment.lo..segment.hi).step_by(step) {
             let end = (first + step).min(segment.hi);
             let row = first.wrapping_add_signed(segment.offset);

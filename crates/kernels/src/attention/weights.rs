@@ -1,7 +1,6 @@
 //! The probabilities themselves, for those who ask to see them.
-#![allow(unsafe_code)]
 
-use super::tile::{AttendScratch, score_rows};
+use super::schedule::{AttendScratch, score_rows};
 use super::{AttendInput, length};
 use crate::error::Result;
 use crate::{Pool, elementwise};
