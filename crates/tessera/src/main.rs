@@ -56,7 +56,7 @@ enum Command {
     Run(commands::run::Arguments),
     /// Talk with a model.
     Chat(commands::chat::Arguments),
-    /// Fetch a model: a name of the list, org/repo[:QUANT][@revision], or hf://org/repo.
+    /// Fetch a model: a name of the list, `org/repo[:QUANT][@revision]`, or hf://org/repo.
     Pull(commands::pull::Arguments),
     /// List the models known by name and those on this machine.
     #[command(visible_alias = "ls")]

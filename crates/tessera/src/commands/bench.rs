@@ -15,7 +15,7 @@ use crate::flags::{BackendName, ModelFlags};
 /// What `bench` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A name from `tessera list`, org/repo[:QUANT][@revision], or a path.
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or a path.
     #[arg(short, long, env = "TESSERA_MODEL", default_value = "smollm2")]
     model: String,
     /// Numbers of threads, comma separated (default: 1 and all cores).

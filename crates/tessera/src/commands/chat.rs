@@ -17,7 +17,7 @@ use crate::printer::{Printer, stats_line};
 /// What `chat` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A name from `tessera list`, org/repo[:QUANT][@revision], or a path.
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or a path.
     #[arg(default_value = "smollm2", env = "TESSERA_MODEL")]
     model: String,
     #[command(flatten)]

@@ -13,7 +13,7 @@ use crate::pull_progress::PullProgress;
 /// What `pull` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A name from `tessera list`, org/repo[:QUANT][@revision], or hf://org/repo.
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or hf://org/repo.
     model: String,
 }
 

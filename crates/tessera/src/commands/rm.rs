@@ -7,7 +7,7 @@ use crate::pull_progress::PullProgress;
 /// What `rm` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A name from `tessera list`, or org/repo[:QUANT][@revision].
+    /// A name from `tessera list`, or `org/repo[:QUANT][@revision]`.
     model: String,
     /// Delete from the Hugging Face cache too, which other programs share.
     #[arg(long)]

@@ -16,7 +16,7 @@ use crate::printer::{Printer, stats_line};
 /// What `run` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A name from `tessera list`, org/repo[:QUANT][@revision], or a path.
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or a path.
     model: String,
     /// The prompt; read from stdin if it is left out or `-`.
     prompt: Option<String>,

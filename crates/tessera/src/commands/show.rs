@@ -14,7 +14,7 @@ use crate::Globals;
 /// What `show` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// A name from `tessera list`, org/repo[:QUANT][@revision], or a path.
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or a path.
     model: String,
     /// Print the chat template and nothing else.
     #[arg(long)]
