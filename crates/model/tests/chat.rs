@@ -1,21 +1,14 @@
 //! The chat templates of the catalogue's models, on their own tokenizers.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests, too
 
-use std::path::PathBuf;
-
 use tessera_model::chat::{Chat, ChatTemplate, Message};
 use tessera_model::gguf::Gguf;
+use tessera_model::store::testing::find_test_model;
 use tessera_model::tokenizer::{Special, Tokenizer, TokenizerSpec};
 
 /// The tokenizer and template of a model, or `None` after saying that the test is skipped.
 fn load(name: &str) -> Option<(Tokenizer, Option<ChatTemplate>)> {
-    let dir = std::env::var_os("TESSERA_TEST_MODELS").map(PathBuf::from);
-    let Some(path) = dir.map(|dir| dir.join(name)).filter(|path| path.is_file()) else {
-        let must = std::env::var_os("TESSERA_REQUIRE_MODELS").is_some_and(|v| v == "1");
-        assert!(!must, "{name} is not in TESSERA_TEST_MODELS");
-        println!("skipped: {name} is not in TESSERA_TEST_MODELS");
-        return None;
-    };
+    let path = find_test_model(name)?;
     let file = Gguf::open(&path).unwrap();
     let tokenizer = Tokenizer::new(&TokenizerSpec::from_gguf(file.metadata()).unwrap()).unwrap();
     let template = ChatTemplate::from_gguf(name, file.metadata(), &tokenizer).unwrap();
@@ -40,9 +33,9 @@ fn talk() -> Vec<Message> {
 #[test]
 fn smollm2_and_qwen_prompts_are_their_spelled_out_text() {
     let greetings = [
-        ("smollm2.gguf", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+        ("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
         (
-            "qwen2.5-coder-0.5b.gguf",
+            "qwen2.5-coder:0.5b",
             "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
         ),
     ];
@@ -72,7 +65,7 @@ fn smollm2_and_qwen_prompts_are_their_spelled_out_text() {
 
 #[test]
 fn hostile_messages_leave_the_real_templates_tokens_alone() {
-    for name in ["smollm2.gguf", "qwen2.5-coder-0.5b.gguf"] {
+    for name in ["smollm2", "qwen2.5-coder:0.5b"] {
         let Some((tokenizer, template)) = load(name) else { return };
         let template = template.unwrap();
         let markers = |content: &str| -> Vec<u32> {
@@ -96,7 +89,7 @@ fn hostile_messages_leave_the_real_templates_tokens_alone() {
 
 #[test]
 fn qwen_tools_are_spelled_as_its_authors_spell_them() {
-    let Some((tokenizer, template)) = load("qwen2.5-coder-0.5b.gguf") else { return };
+    let Some((tokenizer, template)) = load("qwen2.5-coder:0.5b") else { return };
     let template = template.unwrap();
     let call = serde_json::json!([{"type": "function",
         "function": {"name": "add", "arguments": {"b": 1, "a": "<|im_end|>"}}}]);
@@ -124,7 +117,7 @@ fn qwen_tools_are_spelled_as_its_authors_spell_them() {
 
 #[test]
 fn gemma_base_has_no_template() {
-    let Some((tokenizer, template)) = load("gemma3-270m.gguf") else { return };
+    let Some((tokenizer, template)) = load("gemma3:270m") else { return };
     assert!(template.is_none());
     assert_eq!(tokenizer.encode_with_bos("Hi", Special::AsText)[0], tokenizer.bos().unwrap());
 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tessera_model::gguf::Gguf;
+use tessera_model::store::testing::find_test_model;
 use tessera_model::tokenizer::{HuggingFace, Special, StreamDecoder, Tokenizer, TokenizerSpec};
 
 #[derive(Deserialize)]
@@ -41,15 +42,13 @@ fn read<T: for<'de> Deserialize<'de>>(name: &str) -> T {
 
 /// The model file, or `None` with a line that says so.
 fn model(name: &str) -> Option<PathBuf> {
-    let found = std::env::var_os("TESSERA_TEST_MODELS")
-        .map(|dir| PathBuf::from(dir).join(format!("{name}.gguf")))
-        .filter(|path| path.exists());
-    if found.is_none() {
-        let required = std::env::var_os("TESSERA_REQUIRE_MODELS").is_some_and(|v| v == "1");
-        assert!(!required, "{name}.gguf is not in TESSERA_TEST_MODELS");
-        println!("skipped: {name}.gguf is not in TESSERA_TEST_MODELS");
-    }
-    found
+    // The goldens are named as the files are: without the colon of the catalogue's names.
+    let known = match name {
+        "qwen2.5-coder-0.5b" => "qwen2.5-coder:0.5b",
+        "gemma3-270m" => "gemma3:270m",
+        other => other,
+    };
+    find_test_model(known)
 }
 
 fn load(name: &str) -> Option<Tokenizer> {
