@@ -101,6 +101,16 @@ pub trait KvStore: Send + Sync {
     /// [`crate::Error::Cache`] if there are fewer.
     fn rollback(&mut self, count: usize) -> Result<()>;
 
+    /// Of the last `count` rows of every head keeps those that `kept` numbers (from 0, ascending)
+    /// and drops the others: the accepted path of a draft.
+    ///
+    /// # Errors
+    /// [`crate::Error::Cache`] if there are fewer rows or `kept` is not such a list; then nothing
+    /// has changed.
+    fn keep_last(&mut self, count: usize, kept: &[Row]) -> Result<()> {
+        self.compact(&KeepPlan::last(self.table(), count, kept)?)
+    }
+
     /// Applies a plan: merges, then keeps the planned rows and frees the memory of the others.
     ///
     /// # Errors

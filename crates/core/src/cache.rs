@@ -130,6 +130,29 @@ impl CacheTable {
         Ok(())
     }
 
+    /// Of the last `count` rows of every head keeps those that `kept` numbers (from 0, ascending).
+    ///
+    /// # Errors
+    /// [`Error::Cache`] if a head holds fewer rows or `kept` is not such a list; then nothing has
+    /// changed.
+    pub fn keep_last(&mut self, count: usize, kept: &[Row]) -> Result<()> {
+        let ascending = kept.windows(2).all(|w| w[0] < w[1]);
+        if !ascending || kept.last().is_some_and(|&last| last as usize >= count) {
+            return Err(Error::cache(format!("{kept:?} are not some of the last {count} rows")));
+        }
+        if let Some(short) = self.lists.iter().map(Vec::len).find(|&n| n < count) {
+            return Err(Error::cache(format!("the last {count} rows of a head with {short}")));
+        }
+        for list in &mut self.lists {
+            let first = list.len() - count;
+            for (to, &from) in kept.iter().enumerate() {
+                list[first + to] = list[first + from as usize];
+            }
+            list.truncate(first + kept.len());
+        }
+        Ok(())
+    }
+
     /// Gives new positions to the rows of every head of a uniform table.
     ///
     /// # Errors
@@ -212,6 +235,21 @@ mod tests {
         assert_eq!(t, before);
         assert!(t.pop(6).is_err());
         assert_eq!(t, before);
+    }
+
+    #[test]
+    fn the_last_rows_are_kept_by_number() {
+        let mut t = table(3);
+        t.append(&[3, 4, 4, 5, 5]);
+        for bad in [(5, vec![1, 1]), (5, vec![2, 1]), (5, vec![5]), (9, vec![0])] {
+            let before = t.clone();
+            assert!(t.keep_last(bad.0, &bad.1).is_err());
+            assert_eq!(t, before);
+        }
+        t.keep_last(5, &[0, 2, 4]).unwrap();
+        assert_eq!(t.positions(1, 1), &[0, 1, 2, 3, 4, 5]);
+        t.keep_last(2, &[]).unwrap();
+        assert_eq!(t.len(), 4);
     }
 
     #[test]

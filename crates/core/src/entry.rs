@@ -11,7 +11,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::accept::Accept;
 use crate::backbone::Capabilities;
+use crate::draft::Draft;
+use crate::layers::LayerSchedule;
 use crate::{Error, Result};
 
 /// Settings by name.
@@ -237,6 +240,12 @@ pub struct Claim {
 pub enum Method {
     /// Takes no part: the plain run.
     Plain,
+    /// Guesses tokens ahead.
+    Draft(Box<dyn Draft>),
+    /// Decides what of a draft is committed.
+    Accept(Box<dyn Accept>),
+    /// Decides which layers a step runs.
+    Layers(Box<dyn LayerSchedule>),
 }
 
 /// A line of the registry.

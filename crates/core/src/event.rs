@@ -35,6 +35,17 @@ pub enum Event<'a> {
         /// Tokens it committed, over all choices.
         committed: usize,
     },
+    /// A draft was judged; its accepted guesses are reported as committed, one by one.
+    Judged {
+        /// The choice, from 0.
+        choice: usize,
+        /// Guesses computed.
+        drafted: usize,
+        /// Guesses that became text.
+        accepted: usize,
+        /// Deepest guess computed.
+        depth: usize,
+    },
     /// Tokens became part of a choice; text became certain.
     Committed {
         /// The choice, from 0.

@@ -4,23 +4,29 @@
 //! Every other crate speaks these types and no crate below this one exists. There is no tensor
 //! arithmetic here: a [`Backbone`] executes a [`Pass`], this crate only says what one is.
 
+pub mod accept;
 pub mod backbone;
 pub mod cache;
 pub mod dist;
+pub mod draft;
 pub mod entry;
 pub mod error;
 pub mod event;
+pub mod layers;
 pub mod pass;
 pub mod plan;
 pub mod text;
 pub mod visible;
 
+pub use accept::{Accept, Decision, Guess};
 pub use backbone::{
     Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Vocabulary,
 };
 pub use cache::{CacheTable, KeyForm};
+pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
 pub use event::{Control, Event, FinishReason};
+pub use layers::LayerSchedule;
 pub use pass::{
     Condition, HiddenSite, Input, KeySet, Layers, Mask, Pass, Reveal, RowsOut, Segment,
     SegmentReveal, Sites, Taps, Write,

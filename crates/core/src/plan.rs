@@ -57,6 +57,26 @@ impl KeepPlan {
         Ok(Self { layers, kv_heads, keeps })
     }
 
+    /// Everything but the last `count` rows of each head, and of those the ones that `kept` numbers
+    /// (from 0, ascending).
+    ///
+    /// # Errors
+    /// As [`CacheTable::keep_last`].
+    pub fn last(table: &CacheTable, count: usize, kept: &[Row]) -> Result<Self> {
+        table.clone().keep_last(count, kept)?;
+        let (layers, kv_heads) = (table.layers(), table.kv_heads());
+        let keep = |held: usize| {
+            let first = (held - count) as Row;
+            Keep::rows((0..first).chain(kept.iter().map(|&r| first + r)))
+        };
+        if table.is_uniform() {
+            return Ok(Self::uniform(layers, kv_heads, keep(table.len())));
+        }
+        let heads = (0..layers).flat_map(|l| (0..kv_heads).map(move |h| (l, h)));
+        let keeps = heads.map(|(l, h)| keep(table.positions(l, h).len())).collect();
+        Self::per_head(layers, kv_heads, keeps)
+    }
+
     /// Whether every layer and head keeps the same rows by construction.
     pub fn is_uniform(&self) -> bool {
         self.keeps.len() == 1

@@ -1,4 +1,5 @@
-//! The autoregressive loop: the prompt in pieces, then one row per choice and pass.
+//! The autoregressive loop: the prompt in pieces, then one pass per step, in which every choice has
+//! the row of its last token and, if something drafts for it, the rows of its guesses.
 //!
 //! All choices of a request share the prompt's rows (the cache is forked) and every decoding pass
 //! (one segment each), so `n` texts read the weights as often as the longest of them alone would.
@@ -10,10 +11,11 @@ use std::time::Instant;
 
 use tessera_core::dist::Sampler;
 use tessera_core::{
-    Backbone, Control, Event, FinishReason, Input, KvStore, Mask, Pass, Position, Result, Reveal,
-    RowsOut, Segment, Vocabulary, Write,
+    Backbone, Control, Event, FinishReason, Input, KvStore, LayerSchedule, Layers, Pass, Position,
+    Result, Reveal, RowsOut, Segment, Vocabulary, Write,
 };
 
+use crate::cast::Cast;
 use crate::choice::{Bounds, Choice};
 use crate::request::{Outcome, Request, Stats};
 use crate::sequence::Sequence;
@@ -25,6 +27,8 @@ pub struct Model<'a> {
     pub backbone: &'a dyn Backbone,
     /// Turns tokens into bytes and knows which of them end a text.
     pub vocabulary: &'a dyn Vocabulary,
+    /// A smaller model with the same vocabulary, for drafters that run one.
+    pub draft: Option<&'a dyn Backbone>,
 }
 
 /// Answers `request` with a memory of its own. See [`generate_in`].
@@ -65,9 +69,16 @@ pub fn generate_in(
     let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
     let bounds = Bounds { limit, max_tokens, seed: request.seed, ignore_end: request.ignore_end };
     let room = request.prompt.len().saturating_add(max_tokens.min(1024)).min(limit);
-    let mut choices = (0..request.choices)
-        .map(|index| Choice::new(index, request, room))
-        .collect::<Result<Vec<_>>>()?;
+    let mut schedule = None;
+    let mut choices = Vec::with_capacity(request.choices);
+    for index in 0..request.choices {
+        let mut cast = Cast::new(&request.recipe)?;
+        if index == 0 {
+            sequence.seat(&request.recipe, &mut cast.drafter);
+            schedule = cast.schedule.take();
+        }
+        choices.push(Choice::new(index, request, room, cast.into_speculation(&request.recipe))?);
+    }
     let mut run = Run {
         model,
         sampler: Sampler::new(request.sampling)?,
@@ -76,15 +87,24 @@ pub fn generate_in(
         stats: Stats { prompt_tokens: request.prompt.len(), ..Stats::default() },
         listener: Listener { call: listener, cancel, stopped: false, seconds: 0.0 },
     };
-    if run.prefill(sequence, request)? && max_tokens > 0 {
-        run.decode(sequence, &mut choices)?;
+    let done = match run.prefill(sequence, request) {
+        Ok(true) if max_tokens > 0 => run.decode(sequence, &mut choices, schedule.as_deref_mut()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    sequence.keep_drafter(&request.recipe, choices[0].speculation.drafter.take());
+    if schedule.is_some() {
+        // What the schedule skipped has no keys: a later request must not read these rows.
+        sequence.truncate(request.prompt.len())?;
     }
+    done?;
     let reason = if run.listener.stopped { FinishReason::Cancelled } else { FinishReason::Length };
     for choice in choices.iter_mut().filter(|c| c.reason.is_none()) {
         choice.stop(reason);
         run.listener.committed(choice, choice.made());
     }
-    Ok(Outcome { choices: choices.into_iter().map(Choice::finish).collect(), stats: run.stats })
+    let choices = choices.iter_mut().map(Choice::finish).collect();
+    Ok(Outcome { choices, stats: run.stats })
 }
 
 /// The listener, the time it took, and whether it or the cancel flag has stopped the run.
@@ -162,7 +182,12 @@ impl Run<'_> {
         Ok(true)
     }
 
-    fn decode(&mut self, sequence: &mut Sequence, choices: &mut [Choice]) -> Result<()> {
+    fn decode(
+        &mut self,
+        sequence: &mut Sequence,
+        choices: &mut [Choice],
+        mut schedule: Option<&mut (dyn LayerSchedule + 'static)>,
+    ) -> Result<()> {
         let start = Instant::now();
         let listened = self.listener.seconds;
         let mut forks = (1..choices.len())
@@ -170,41 +195,66 @@ impl Run<'_> {
             .collect::<Result<Vec<Box<dyn KvStore>>>>()?;
         // The first token of every choice comes from the prompt's last row.
         for choice in choices.iter_mut() {
-            self.advance(choice, 0)?;
+            self.walk(choice, 0)?;
         }
         let mut memory: Vec<Segment<'static>> = Vec::with_capacity(choices.len());
+        let mut active = Vec::new();
+        let mut step = 0;
         while choices.iter().any(|c| c.reason.is_none()) && !self.listener.stopped() {
+            let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
+            for (choice, cache) in choices.iter_mut().zip(caches).filter(|(c, _)| c.is_open()) {
+                choice.prepare(&self.bounds, self.sampler.settings(), self.model, &mut **cache)?;
+            }
+            active.clear();
+            if let Some(schedule) = &mut schedule {
+                let layers = self.model.backbone.spec().layers;
+                schedule.layers(step, layers, &mut active)?;
+            }
             let mut segments = recycle(memory);
             let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
-            for (choice, cache) in choices.iter().zip(caches) {
-                if choice.reason.is_none() {
-                    segments.push(Segment {
-                        input: Input::Tokens(&choice.row.0),
-                        positions: &choice.row.1,
-                        mask: Mask::Causal,
-                        keys: None,
-                        bias: &[],
-                        write: Write::Append,
-                        rows_out: RowsOut::Last,
-                        condition: None,
-                        cache: Some(&mut **cache),
-                    });
-                }
+            for (choice, cache) in choices.iter().zip(caches).filter(|(c, _)| c.is_open()) {
+                let (tokens, positions, mask) = choice.speculation.rows();
+                segments.push(Segment {
+                    input: Input::Tokens(tokens),
+                    positions,
+                    mask,
+                    keys: None,
+                    bias: &[],
+                    write: Write::Append,
+                    rows_out: RowsOut::All,
+                    condition: None,
+                    cache: Some(&mut **cache),
+                });
             }
-            let rows = segments.len();
-            self.model.backbone.forward(&mut Pass::new(&mut segments), &mut self.reveal)?;
+            let rows = segments.iter().map(|s| s.positions.len()).sum();
+            let mut pass = Pass::new(&mut segments);
+            if !active.is_empty() {
+                pass.layers = Layers::Only(&active);
+            }
+            self.model.backbone.forward(&mut pass, &mut self.reveal)?;
             memory = recycle(segments);
+            step += 1;
             self.stats.passes += 1;
             self.stats.rows += rows;
-            if choices[0].reason.is_none() {
-                sequence.tokens.extend_from_slice(&choices[0].row.0);
-            }
             let before = self.stats.drawn_tokens;
-            for (segment, choice) in choices.iter_mut().filter(|c| c.reason.is_none()).enumerate() {
-                self.advance(choice, segment)?;
+            let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
+            let open = choices.iter_mut().zip(caches).filter(|(c, _)| c.is_open());
+            for (segment, (choice, cache)) in open.enumerate() {
+                let known = choice.history().len();
+                let walked = self.walk(choice, segment);
+                // An end token that was guessed right is accepted, but it is no text.
+                let made = choice.history().len() - known;
+                let committed = choice.speculation.accepted().min(made);
+                choice.speculation.settle(committed, &mut **cache)?;
+                if choice.index == 0 {
+                    let computed = &choice.history()[known - 1..known + committed];
+                    sequence.tokens.extend_from_slice(computed);
+                }
+                walked?;
             }
             let committed = self.stats.drawn_tokens - before;
             self.stats.decode_tokens += committed;
+            self.stats.draft_seconds = choices.iter().map(|c| c.speculation.seconds).sum();
             self.stats.decode_seconds =
                 start.elapsed().as_secs_f64() - (self.listener.seconds - listened);
             self.listener.tell(Event::Step { rows, committed });
@@ -212,13 +262,31 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Draws a choice's next token from the logits of `segment` and reports it.
-    fn advance(&mut self, choice: &mut Choice, segment: usize) -> Result<()> {
-        let made = choice.made();
-        let logits = self.reveal.logits(segment, 0);
-        choice.step(logits, &mut self.sampler, self.model.vocabulary, &self.bounds)?;
-        self.stats.drawn_tokens += 1;
-        self.listener.committed(choice, made);
+    /// Draws a choice's next tokens from the logits of `segment`, as far as they were guessed and
+    /// one more, and reports them.
+    fn walk(&mut self, choice: &mut Choice, segment: usize) -> Result<()> {
+        let known = choice.history().len();
+        choice.speculation.begin(known);
+        loop {
+            let made = choice.made();
+            let (token, guessed) =
+                choice.choose(&self.reveal, segment, &mut self.sampler, &self.bounds)?;
+            choice.commit(token, self.model.vocabulary, &self.bounds);
+            self.stats.drawn_tokens += 1;
+            self.listener.committed(choice, made);
+            if !guessed || choice.reason.is_some() {
+                choice.learn(token, &self.reveal, segment)?;
+                break;
+            }
+        }
+        let judged = &choice.speculation;
+        if judged.drafted() > 0 {
+            let (drafted, accepted) = (judged.drafted(), judged.accepted());
+            self.stats.drafted_tokens += drafted;
+            self.stats.accepted_tokens += accepted;
+            let depth = judged.depth();
+            self.listener.tell(Event::Judged { choice: choice.index, drafted, accepted, depth });
+        }
         Ok(())
     }
 }

@@ -1,10 +1,12 @@
 //! One of a request's texts while it grows: its tokens, its text, and whether it has ended.
 
-use tessera_core::dist::{Key, Sampler};
+use tessera_core::dist::{Key, Sampler, Sampling};
 use tessera_core::text::{StopMatcher, StreamDecoder};
-use tessera_core::{FinishReason, Position, Result, TokenId, Vocabulary};
+use tessera_core::{FinishReason, KvStore, Position, Result, Reveal, TokenId, Vocabulary};
 
+use crate::autoregressive::Model;
 use crate::request::{Completion, Request};
+use crate::speculation::{Ahead, Speculation};
 
 pub(crate) struct Choice {
     pub(crate) index: usize,
@@ -19,8 +21,7 @@ pub(crate) struct Choice {
     /// Decoded bytes on their way to the stop matcher.
     piece: String,
     pub(crate) reason: Option<FinishReason>,
-    /// The last token and its position: the next pass's row.
-    pub(crate) row: ([TokenId; 1], [Position; 1]),
+    pub(crate) speculation: Speculation,
 }
 
 /// What a request fixes for all its choices.
@@ -32,7 +33,12 @@ pub(crate) struct Bounds {
 }
 
 impl Choice {
-    pub(crate) fn new(index: usize, request: &Request, room: usize) -> Result<Self> {
+    pub(crate) fn new(
+        index: usize,
+        request: &Request,
+        room: usize,
+        speculation: Speculation,
+    ) -> Result<Self> {
         let mut history = Vec::with_capacity(room.max(request.prompt.len()));
         history.extend_from_slice(&request.prompt);
         Ok(Self {
@@ -45,28 +51,18 @@ impl Choice {
             released: 0,
             piece: String::new(),
             reason: None,
-            row: ([0], [0]),
+            speculation,
         })
     }
 
-    /// Draws the next token from `logits` and commits it, unless it ends the choice.
-    pub(crate) fn step(
-        &mut self,
-        logits: &[f32],
-        sampler: &mut Sampler,
-        vocabulary: &dyn Vocabulary,
-        bounds: &Bounds,
-    ) -> Result<()> {
-        let position = self.history.len() as Position;
-        let key = Key::new(bounds.seed, self.index as u32, position);
-        let token = sampler.draw(logits, &self.history, key)?;
+    /// Commits the next token, unless it ends the choice.
+    pub(crate) fn commit(&mut self, token: TokenId, vocabulary: &dyn Vocabulary, bounds: &Bounds) {
         self.released = self.text.len();
         if vocabulary.is_end(token) && !bounds.ignore_end {
             self.end(FinishReason::End { token });
-            return Ok(());
+            return;
         }
         self.history.push(token);
-        self.row = ([token], [position]);
         self.piece.clear();
         self.decoder.push(vocabulary.bytes(token), &mut self.piece);
         if let Some(index) = self.stops.push(&self.piece, &mut self.text) {
@@ -76,7 +72,53 @@ impl Choice {
         } else if self.history.len() >= bounds.limit {
             self.end(FinishReason::ContextFull);
         }
-        Ok(())
+    }
+
+    /// Guesses ahead and lays out the next pass's rows.
+    pub(crate) fn prepare(
+        &mut self,
+        bounds: &Bounds,
+        sampling: &Sampling,
+        model: Model<'_>,
+        cache: &mut dyn KvStore,
+    ) -> Result<()> {
+        let room = bounds.limit - self.history.len();
+        let ahead = Ahead {
+            history: &self.history,
+            prompt: self.prompt,
+            remaining: room.min(bounds.max_tokens.saturating_sub(self.made())),
+            seed: bounds.seed,
+            choice: self.index as u32,
+            sampling,
+        };
+        self.speculation.prepare(&ahead, model.backbone, cache, model.draft)
+    }
+
+    /// Chooses the next token; see [`Speculation::choose`].
+    pub(crate) fn choose(
+        &mut self,
+        reveal: &Reveal,
+        segment: usize,
+        sampler: &mut Sampler,
+        bounds: &Bounds,
+    ) -> Result<(TokenId, bool)> {
+        let key = Key::new(bounds.seed, self.index as u32, self.history.len() as Position);
+        self.speculation.choose(reveal, segment, &self.history, key, sampler)
+    }
+
+    /// Tells the drafter what became of its guesses; see [`Speculation::learn`].
+    pub(crate) fn learn(&mut self, next: TokenId, reveal: &Reveal, segment: usize) -> Result<()> {
+        self.speculation.learn(&self.history, next, reveal, segment)
+    }
+
+    /// Whether it goes on.
+    pub(crate) fn is_open(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    /// Prompt and text so far.
+    pub(crate) fn history(&self) -> &[TokenId] {
+        &self.history
     }
 
     /// Ends the choice from outside; releases what was withheld.
@@ -110,10 +152,10 @@ impl Choice {
         &self.history[self.prompt + from..]
     }
 
-    pub(crate) fn finish(mut self) -> Completion {
+    pub(crate) fn finish(&mut self) -> Completion {
         Completion {
             tokens: self.history.split_off(self.prompt),
-            text: self.text,
+            text: std::mem::take(&mut self.text),
             reason: self.reason.unwrap_or(FinishReason::Cancelled),
         }
     }

@@ -5,12 +5,16 @@
 //! listener or a cancel flag says so.
 
 pub mod autoregressive;
+mod cast;
 mod choice;
+pub mod pace;
 pub mod recipe;
 pub mod request;
 pub mod sequence;
+mod speculation;
 
 pub use autoregressive::{Model, generate, generate_in};
+pub use pace::CostCurve;
 pub use recipe::Recipe;
 pub use request::{Completion, Outcome, Request, Stats};
 pub use sequence::Sequence;

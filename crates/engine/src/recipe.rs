@@ -6,6 +6,8 @@ use tessera_core::entry::{
 };
 use tessera_core::{Error, Result};
 
+use crate::pace::CostCurve;
+
 /// A method that takes part, with all its settings.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -19,6 +21,7 @@ pub struct Member {
 #[derive(Debug, Clone, Default)]
 pub struct Recipe {
     members: Vec<Member>,
+    curve: Option<CostCurve>,
 }
 
 /// The slug of the plain run.
@@ -55,12 +58,27 @@ impl Recipe {
             members.push(Member { entry, settings: entry.resolve(&call.settings)? });
         }
         members.retain(|m| m.entry.slug != PLAIN);
-        Ok(Self { members })
+        Ok(Self { members, curve: None })
     }
 
     /// The methods, in the order they were asked for; none for the plain run.
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// The recipe with this machine's cost curve: guesses that do not pay are then left out.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is no curve.
+    pub fn with_curve(mut self, curve: CostCurve) -> Result<Self> {
+        curve.validate()?;
+        self.curve = Some(curve);
+        Ok(self)
+    }
+
+    /// The cost curve, if there is one.
+    pub fn curve(&self) -> Option<&CostCurve> {
+        self.curve.as_ref()
     }
 
     /// Whether this is the plain run.

@@ -120,6 +120,12 @@ pub struct Stats {
     pub passes: usize,
     /// Rows computed, prompt included.
     pub rows: usize,
+    /// Guesses that were computed.
+    pub drafted_tokens: usize,
+    /// Those of them that became text.
+    pub accepted_tokens: usize,
+    /// Wall-clock time spent guessing; part of `decode_seconds`.
+    pub draft_seconds: f64,
 }
 
 impl Stats {

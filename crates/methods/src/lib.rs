@@ -4,6 +4,8 @@
 //! [`registry::ENTRIES`] is what the command line, configuration files, requests and documentation
 //! are generated from.
 
+pub mod accept;
+pub mod draft;
 pub mod loops;
 pub mod registry;
 

@@ -2,7 +2,12 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::loops;
+use crate::{accept, draft, loops};
 
 /// Every method there is.
-pub static ENTRIES: &[&MethodEntry] = &[&loops::none::ENTRY];
+pub static ENTRIES: &[&MethodEntry] = &[
+    &accept::keyed::ENTRY,
+    &loops::none::ENTRY,
+    &draft::prompt_lookup::ENTRY,
+    &accept::residual::ENTRY,
+];

@@ -232,6 +232,6 @@ impl Session {
     }
 
     fn model(&self) -> Model<'_> {
-        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer }
+        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer, draft: None }
     }
 }

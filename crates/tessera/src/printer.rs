@@ -95,8 +95,12 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
         FinishReason::Stop { .. } => "stopped at a --stop text".to_owned(),
         reason => reason.word().to_owned(),
     };
+    let drafted = match stats.drafted_tokens {
+        0 => String::new(),
+        n => format!(", {} of {n} guesses right", stats.accepted_tokens),
+    };
     format!(
-        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} passes \
+        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} passes{drafted} \
          · {why} · seed {seed}]",
         stats.prefill_rate(),
         stats.drawn_tokens - usize::from(matches!(reason, FinishReason::End { .. })),
@@ -122,6 +126,7 @@ mod tests {
             decode_seconds: 0.25,
             passes: 11,
             rows: 30,
+            ..Stats::default()
         };
         let choices = vec![Completion { tokens: vec![7, 8], text: "ab".to_owned(), reason }];
         Outcome { choices, stats }
@@ -148,7 +153,7 @@ mod tests {
         {"event":"prefill_done","tokens":30,"reused":10,"seconds":0.5}
         {"event":"committed","choice":0,"tokens":[7],"text":""}
         {"event":"committed","choice":0,"tokens":[8],"text":"ab"}
-        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
+        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"drafted_tokens":0,"accepted_tokens":0,"draft_seconds":0.0,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
         "#);
     }
 

@@ -6,9 +6,12 @@
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
-use tessera_core::dist::Sampling;
-use tessera_core::entry::{Exactness, Kind, MethodCall, MethodEntry};
-use tessera_core::{Control, FinishReason};
+use tessera_core::dist::{Key, Sampling};
+use tessera_core::entry::{Exactness, Kind, Method, MethodCall, MethodEntry, Role};
+use tessera_core::{
+    Backbone, CacheOptions, Control, DraftContext, DraftTree, FinishReason, Lent, Pass, Reveal,
+    Segment, TokenId,
+};
 use tessera_engine::{Completion, Model, Recipe, Request, generate};
 
 use crate::{Scripted, Words};
@@ -28,6 +31,8 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("unknown settings are refused", unknown),
     ("a lossy method says what may change", honesty),
     ("neutral settings are the plain run", neutral),
+    ("a bit-exact method gives the plain run's text", bit_exact),
+    ("a drafter keeps its budget and its depth", drafts),
 ];
 
 /// Runs every law over every entry; returns one line per breach.
@@ -115,19 +120,44 @@ fn honesty(entry: &'static MethodEntry) -> Finding {
     }
 }
 
-/// Runs `calls` on a seeded toy and returns the text.
+/// A toy that mostly says what it said after the last two tokens before, so that guesses come true.
+pub fn repeating_toy() -> Scripted {
+    Scripted::new(258, 256, |seen, logits| {
+        let mut key = Key::new(11, 0, 0);
+        for &(_, token) in &seen[seen.len().saturating_sub(2)..] {
+            key = key.purpose(u64::from(token % 5));
+        }
+        for (id, logit) in (0..).zip(logits) {
+            *logit = 6.0 * key.uniform(id) as f32 + if id % 16 == 1 { 3.0 } else { 0.0 };
+        }
+    })
+}
+
+/// Runs `calls` on a seeded toy, with a slightly different one as its draft model, and returns the
+/// text.
 pub fn toy_run(
     entries: &[&'static MethodEntry],
     calls: &[MethodCall],
     sampling: Sampling,
 ) -> Result<Completion, String> {
+    let draft = Scripted::hashed(258, 256, 12, 6.0);
+    toy_run_on(&Scripted::hashed(258, 256, 11, 6.0), &draft, entries, calls, sampling)
+}
+
+/// [`toy_run`] on given models.
+pub fn toy_run_on(
+    toy: &dyn Backbone,
+    draft: &dyn Backbone,
+    entries: &[&'static MethodEntry],
+    calls: &[MethodCall],
+    sampling: Sampling,
+) -> Result<Completion, String> {
     let words = Words::bytes();
-    let toy = Scripted::hashed(258, 256, 11, 6.0);
     let mut request = Request::new(words.encode_bytes(b"a toy prompt"));
     request.recipe = Recipe::resolve(entries, calls).map_err(|e| e.to_string())?;
     request.sampling = sampling;
     request.max_tokens = Some(40);
-    let model = Model { backbone: &toy, vocabulary: &words };
+    let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft) };
     let cancel = AtomicBool::new(false);
     let outcome = generate(model, &request, &mut |_| Control::Continue, &cancel);
     let mut choices = outcome.map_err(|e| e.to_string())?.choices;
@@ -143,6 +173,67 @@ fn neutral(entry: &'static MethodEntry) -> Finding {
         let with = toy_run(&[entry], std::slice::from_ref(&call), sampling)?;
         let plain = toy_run(&[entry], &[], sampling)?;
         ensure(with == plain, || format!("{:?} instead of {:?}", with.tokens, plain.tokens))?;
+    }
+    Ok(())
+}
+
+/// Methods that promise the plain run's tokens are held to it on models on which guesses fail and
+/// on which they come true, with the target itself as draft model among them.
+fn bit_exact(entry: &'static MethodEntry) -> Finding {
+    if entry.exactness != Exactness::BitExact || matches!(entry.kind, Kind::Program) {
+        return Ok(());
+    }
+    let call = MethodCall { id: entry.slug.to_owned(), settings: (entry.defaults)() };
+    let (hashed, repeating) = (Scripted::hashed(258, 256, 11, 6.0), repeating_toy());
+    for (toy, draft) in [(&hashed, &repeating), (&repeating, &repeating), (&repeating, &hashed)] {
+        for sampling in [Sampling::greedy(), Sampling::neutral(), Sampling::default()] {
+            let run = |calls: &[MethodCall]| toy_run_on(toy, draft, &[entry], calls, sampling);
+            let (with, plain) = (run(std::slice::from_ref(&call))?, run(&[])?);
+            ensure(with == plain, || format!("{:?} instead of {:?}", with.tokens, plain.tokens))?;
+        }
+    }
+    Ok(())
+}
+
+/// Drafters are asked directly, with small budgets and depths, along a text that repeats itself.
+fn drafts(entry: &'static MethodEntry) -> Finding {
+    if !entry.places.iter().any(|p| p.role == Role::Draft) {
+        return Ok(());
+    }
+    let build = || match (entry.build)(&(entry.defaults)()) {
+        Ok(Method::Draft(drafter)) => Ok(drafter),
+        Ok(other) => Err(format!("plays the role of a drafter and builds {other:?}")),
+        Err(error) => Err(error.to_string()),
+    };
+    let toy = repeating_toy();
+    let text: Vec<TokenId> = (0..60).map(|i| [3, 1, 4, 1, 5][i % 5]).collect();
+    for (budget, depth) in [(1, 1), (1, 9), (4, 2), (9, 1), (16, 16), (64, 3)] {
+        let mut drafter = build()?;
+        for known in 20..text.len() {
+            let cache = toy.new_cache(CacheOptions::default()).map_err(|e| e.to_string())?;
+            let mut cache = cache;
+            let positions: Vec<u32> = (0..known as u32 - 1).collect();
+            let mut segments = [Segment::causal(&text[..known - 1], &positions, &mut *cache)];
+            let mut reveal = Reveal::new();
+            toy.forward(&mut Pass::new(&mut segments), &mut reveal).map_err(|e| e.to_string())?;
+            let mut tree = DraftTree::new();
+            let budget = budget.min(drafter.budget());
+            let mut context = DraftContext {
+                tokens: &text[..known],
+                prompt: 10,
+                budget,
+                depth,
+                seed: 3,
+                choice: 0,
+                sampling: &Sampling::neutral(),
+                target: Lent { backbone: &toy, cache: &mut *cache },
+                draft: Some(&toy),
+                coupled: true,
+            };
+            drafter.draft(&mut context, &mut tree).map_err(|e| e.to_string())?;
+            tree.validate(budget, depth, 258).map_err(|e| e.to_string())?;
+            ensure(cache.table().len() == known - 1, || "rows were left in the cache".to_owned())?;
+        }
     }
     Ok(())
 }

@@ -197,6 +197,13 @@ impl KvStore for Store {
         Ok(())
     }
 
+    fn keep_last(&mut self, count: usize, kept: &[Row]) -> Result<()> {
+        self.table.keep_last(count, kept)?;
+        let last = self.tokens.split_off(self.tokens.len() - count);
+        self.tokens.extend(kept.iter().map(|&r| last[r as usize]));
+        Ok(())
+    }
+
     fn compact(&mut self, plan: &KeepPlan) -> Result<()> {
         self.table.compact(plan)?;
         self.tokens = plan.keep(0, 0).rows.iter().map(|&r| self.tokens[r as usize]).collect();

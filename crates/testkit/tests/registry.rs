@@ -6,6 +6,7 @@ use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
     defaults_of, find, resolve_as, schema_of,
 };
+use tessera_core::{Accept, Decision, Draft, DraftContext, DraftTree};
 use tessera_methods::ENTRIES;
 use tessera_testkit::{laws, source};
 
@@ -100,7 +101,7 @@ const fn entry<C: MethodConfig>() -> MethodEntry {
         paper: None,
         summary: "Does nothing.",
         kind: Kind::Policy,
-        places: &[Place { role: Role::Draft, site: Site::Whole }],
+        places: &[Place { role: Role::Reduce, site: Site::Layers }],
         exactness: Exactness::BitExact,
         needs: Needs::NONE,
         claims: &[],
@@ -124,6 +125,48 @@ static INCOMPLETE: MethodEntry = MethodEntry { defaults: Settings::new, ..entry:
 static DEAF: MethodEntry = MethodEntry { read: |_, s| Ok(s.clone()), ..entry::<Good>() };
 static VAGUE: MethodEntry =
     MethodEntry { exactness: Exactness::Lossy { what: "" }, ..entry::<Good>() };
+
+/// Guesses five tokens whatever the budget.
+#[derive(Debug)]
+struct Greedy;
+
+impl Draft for Greedy {
+    fn budget(&self) -> usize {
+        3
+    }
+
+    fn draft(
+        &mut self,
+        _: &mut DraftContext<'_>,
+        tree: &mut DraftTree,
+    ) -> tessera_core::Result<()> {
+        (0..5).for_each(|token| {
+            tree.add(None, token);
+        });
+        Ok(())
+    }
+}
+
+/// Always commits the first guess.
+#[derive(Debug)]
+struct Gullible;
+
+impl Accept for Gullible {
+    fn choose(&mut self, decision: &mut Decision<'_>) -> tessera_core::Result<u32> {
+        decision.draw().map(|token| token / 2)
+    }
+}
+
+static SPENDER: MethodEntry = MethodEntry {
+    places: &[Place { role: Role::Draft, site: Site::Whole }],
+    build: |_| Ok(Method::Draft(Box::new(Greedy))),
+    ..entry::<Good>()
+};
+static GULLIBLE: MethodEntry = MethodEntry {
+    places: &[Place { role: Role::Accept, site: Site::Whole }],
+    build: |_| Ok(Method::Accept(Box::new(Gullible))),
+    ..entry::<Good>()
+};
 static NOT_NEUTRAL: MethodEntry = MethodEntry {
     neutral: Some(|| Settings::from_iter([("size".to_owned(), serde_json::json!("x"))])),
     ..entry::<Good>()
@@ -143,6 +186,8 @@ fn a_broken_entry_fails_each_law() {
         (&DEAF, "unknown settings are refused"),
         (&VAGUE, "a lossy method says"),
         (&NOT_NEUTRAL, "neutral settings"),
+        (&SPENDER, "a drafter keeps its budget"),
+        (&GULLIBLE, "a bit-exact method gives"),
     ] {
         let found = laws::check(&[broken]);
         assert!(found.iter().any(|f| f.contains(law)), "{law}: {found:#?}");

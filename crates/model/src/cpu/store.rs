@@ -114,6 +114,26 @@ impl KvStore for CpuStore {
         Ok(())
     }
 
+    fn keep_last(&mut self, count: usize, kept: &[Row]) -> Result<()> {
+        let mut table = self.table.clone();
+        table.keep_last(count, kept)?;
+        for (l, layer) in self.layers.iter_mut().enumerate() {
+            for h in 0..table.kv_heads() {
+                let first = self.table.positions(l, h).len() - count;
+                // Rows only move down and in order, so none is overwritten before it has moved.
+                for (to, &from) in kept.iter().enumerate() {
+                    if to != from as usize {
+                        let from = first + from as usize;
+                        layer.copy_row(h, from, first + to).map_err(kernel)?;
+                    }
+                }
+            }
+        }
+        self.table = table;
+        self.trim();
+        Ok(())
+    }
+
     fn compact(&mut self, plan: &KeepPlan) -> Result<()> {
         plan.validate(&self.table)?;
         for layer in 0..self.layers.len() {

@@ -1,0 +1,39 @@
+//! A recipe's methods, each in the role it plays.
+
+use tessera_core::entry::Method;
+use tessera_core::{Accept, Draft, Error, LayerSchedule, Result};
+
+use crate::pace::Pace;
+use crate::recipe::Recipe;
+use crate::speculation::Speculation;
+
+/// Fresh instances of a recipe's methods, for one sequence.
+#[derive(Default)]
+pub(crate) struct Cast {
+    pub(crate) drafter: Option<Box<dyn Draft>>,
+    pub(crate) accept: Option<Box<dyn Accept>>,
+    pub(crate) schedule: Option<Box<dyn LayerSchedule>>,
+}
+
+impl Cast {
+    pub(crate) fn new(recipe: &Recipe) -> Result<Self> {
+        let mut cast = Self::default();
+        for (method, member) in recipe.build()?.into_iter().zip(recipe.members()) {
+            match method {
+                Method::Plain => {}
+                Method::Draft(drafter) => cast.drafter = Some(drafter),
+                Method::Accept(accept) => cast.accept = Some(accept),
+                Method::Layers(schedule) => cast.schedule = Some(schedule),
+                _ => {
+                    let what = "plays a role that the autoregressive loop does not have".to_owned();
+                    return Err(Error::Method { method: member.entry.slug.to_owned(), what });
+                }
+            }
+        }
+        Ok(cast)
+    }
+
+    pub(crate) fn into_speculation(self, recipe: &Recipe) -> Speculation {
+        Speculation::new(self.drafter, self.accept, Pace::new(recipe.curve().cloned()))
+    }
+}

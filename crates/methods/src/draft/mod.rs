@@ -1,0 +1,3 @@
+//! Policies that guess tokens ahead.
+
+pub mod prompt_lookup;
