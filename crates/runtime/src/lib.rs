@@ -23,7 +23,7 @@ pub use session::{Backend, Info, Options, Session};
 pub use tessera_core::dist::Sampling;
 pub use tessera_core::entry::{MethodCall, MethodEntry};
 pub use tessera_core::{Control, Event, FinishReason, TokenId, Vocabulary};
-pub use tessera_engine::{Completion, Outcome, Recipe, Request, Sequence, Stats};
+pub use tessera_engine::{Completion, CostCurve, Outcome, Recipe, Request, Sequence, Stats};
 pub use tessera_methods::ENTRIES as METHODS;
 pub use tessera_model::chat::Message;
 

@@ -6,7 +6,5 @@
 //! drawn: sampling is no part of it.
 
 pub(crate) mod cells;
-pub(crate) mod driver;
-pub(crate) mod floor;
 pub(crate) mod report;
 pub(crate) mod stdio;

@@ -7,8 +7,8 @@ use tessera_core::Result;
 use tessera_runtime::Session;
 
 use super::cells::Cell;
-use super::driver::Driver;
-use super::floor;
+use tessera_measure::driver::Driver;
+use tessera_measure::floor;
 
 /// A cell's measurement.
 #[derive(Debug, Clone, Serialize)]

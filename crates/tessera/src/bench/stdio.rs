@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tessera_core::TokenId;
 use tessera_runtime::Session;
 
-use super::driver::Driver;
+use tessera_measure::driver::Driver;
 
 /// A request line.
 #[derive(Debug, Deserialize)]

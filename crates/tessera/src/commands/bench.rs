@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use serde::Serialize;
+use tessera_measure::machine::Machine;
 
 use super::result;
 use crate::Globals;
@@ -42,8 +43,7 @@ pub(crate) struct Arguments {
 struct Record<'a> {
     engine: &'static str,
     model: &'a str,
-    cpu: Option<String>,
-    cores: usize,
+    machine: Machine,
     command: String,
     tables: &'a [Table],
 }
@@ -91,19 +91,11 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let record = Record {
         engine: concat!("tessera ", env!("CARGO_PKG_VERSION")),
         model: &arguments.model,
-        cpu: cpu_name(),
-        cores,
+        machine: Machine::here(),
         command: std::env::args().skip(1).fold("tessera".to_owned(), |c, a| c + " " + &a),
         tables: &tables,
     };
-    let cpu = record.cpu.as_deref().unwrap_or("unknown CPU");
-    let text = format!("{} on {cpu}, {cores} cores\n{}", arguments.model, render(&tables));
+    let machine = record.machine.line();
+    let text = format!("{} on {machine}\n{}", arguments.model, render(&tables));
     result(globals, &record, &text)
-}
-
-/// The processor's name, where the system tells it in a file.
-fn cpu_name() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
 }

@@ -12,7 +12,7 @@ use tessera_core::{
 const CHUNK: usize = 512;
 
 /// A model at work on one stream of tokens.
-pub(crate) struct Driver<'a> {
+pub struct Driver<'a> {
     backbone: &'a dyn Backbone,
     cache: Box<dyn KvStore>,
     /// Rows in the cache: the stream's first ones.
@@ -24,7 +24,7 @@ pub(crate) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     /// With an empty stream and room for `context` tokens.
-    pub(crate) fn new(backbone: &'a dyn Backbone, context: usize) -> Result<Self> {
+    pub fn new(backbone: &'a dyn Backbone, context: usize) -> Result<Self> {
         let spec = backbone.spec();
         if context > spec.context {
             let value = format!("{context} (the model was trained for {})", spec.context);
@@ -42,7 +42,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Replaces the stream and empties the cache.
-    pub(crate) fn set_tokens(&mut self, tokens: Vec<TokenId>) -> Result<()> {
+    pub fn set_tokens(&mut self, tokens: Vec<TokenId>) -> Result<()> {
         let vocab = self.backbone.spec().vocab;
         if let Some(bad) = tokens.iter().find(|&&t| t as usize >= vocab) {
             return Err(Error::pass(format!("token {bad} is outside the vocabulary of {vocab}")));
@@ -55,7 +55,7 @@ impl<'a> Driver<'a> {
 
     /// Any tokens do for a measurement: seeded ones from the first half of the vocabulary, where
     /// no control tokens are.
-    pub(crate) fn any_tokens(&self, count: usize) -> Vec<TokenId> {
+    pub fn any_tokens(&self, count: usize) -> Vec<TokenId> {
         let vocab = self.backbone.spec().vocab as u64;
         (0..count as u32).map(|i| (Key::new(7, 0, i).bits(0) % (vocab / 2).max(1)) as u32).collect()
     }
@@ -106,7 +106,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Time of a prompt of `count` tokens.
-    pub(crate) fn prefill(&mut self, count: usize) -> Result<Duration> {
+    pub fn prefill(&mut self, count: usize) -> Result<Duration> {
         self.check(count)?;
         self.keep(0)?;
         let start = Instant::now();
@@ -119,7 +119,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Time of `count` passes of one row after `context` tokens.
-    pub(crate) fn decode(&mut self, context: usize, count: usize) -> Result<Duration> {
+    pub fn decode(&mut self, context: usize, count: usize) -> Result<Duration> {
         self.check(context + count)?;
         self.hold(context)?;
         let start = Instant::now();
@@ -130,7 +130,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Time of one pass of `count` rows after `context` tokens, logits at every row.
-    pub(crate) fn rows(&mut self, context: usize, count: usize) -> Result<Duration> {
+    pub fn rows(&mut self, context: usize, count: usize) -> Result<Duration> {
         self.check(context + count)?;
         self.hold(context)?;
         let start = Instant::now();

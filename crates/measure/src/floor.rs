@@ -8,7 +8,7 @@ const SECONDS: f64 = 0.25;
 
 /// Bytes per second that `threads` threads read from a buffer of `bytes` bytes, best of several
 /// rounds. Buffers as large as the model sit where the model sits: in the cache or in memory.
-pub(crate) fn bandwidth(threads: usize, bytes: usize) -> f64 {
+pub fn bandwidth(threads: usize, bytes: usize) -> f64 {
     let words = (bytes / 8 / threads).clamp(1 << 14, 1 << 26);
     let buffers: Vec<Vec<u64>> = (0..threads).map(|t| vec![t as u64; words]).collect();
     let total = (threads * words * 8) as f64;
