@@ -2,11 +2,15 @@
 //! methods obey. Small enough for a naive reference in `f64`, and shaped so that every feature of
 //! a [`Blueprint`] is switched on by one flavour at least.
 
+mod file;
+
 use std::collections::HashMap;
 
 use tessera_core::ModelSpec;
 
 use crate::arch::{Activation, Blueprint, LayerPlan, Pairing};
+
+pub use file::gguf;
 
 /// Tensors by their GGUF name. A shape lists the extents outermost first: a matrix of shape
 /// `[n, k]` holds `n` rows of `k` values, row after row (a GGUF file writes that as `k, n`).

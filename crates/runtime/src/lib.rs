@@ -13,13 +13,15 @@
 //! # Ok::<(), tessera_runtime::Error>(())
 //! ```
 
+mod backend;
 mod error;
 mod prompt;
 mod session;
 
+pub use backend::Backend;
 pub use error::Error;
 pub use prompt::Prompt;
-pub use session::{Backend, Info, Options, Session};
+pub use session::{Info, Options, Session};
 pub use tessera_core::dist::Sampling;
 pub use tessera_core::entry::{MethodCall, MethodEntry};
 pub use tessera_core::{Control, Event, FinishReason, TokenId, Vocabulary};

@@ -10,24 +10,13 @@ use tessera_core::{Backbone, Control, Event, Vocabulary};
 use tessera_engine::{Model, Outcome, Request, Sequence, generate, generate_in};
 use tessera_model::arch::Blueprint;
 use tessera_model::chat::ChatTemplate;
-use tessera_model::cpu::{self, CpuBackbone};
 use tessera_model::open_weights;
 use tessera_model::store::Store;
 use tessera_model::tokenizer::Tokenizer;
 
+use crate::backend::{self, Backend, Loaded};
 use crate::prompt::Prompt;
 use crate::{Error, Result};
-
-/// What executes passes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// Own kernels.
-    #[default]
-    Cpu,
-    /// The candle library.
-    Candle,
-}
 
 /// How a session is opened.
 #[derive(Debug, Clone, Default)]
@@ -115,29 +104,21 @@ impl Session {
             asked => asked.unwrap_or(trained),
         };
         let (tokenizer, template) = crate::prompt::texts(name, &*weights)?;
-        let backbone = match options.backend {
-            Backend::Cpu => {
-                let settings = cpu::Options { threads: options.threads, ..Default::default() };
-                CpuBackbone::load(blueprint.clone(), &weights, settings, progress)?
-            }
-            Backend::Candle => {
-                let what = "backend = candle: is not part of this build. Next: use --backend cpu";
-                return Err(Error::Option { what: what.to_owned() });
-            }
-        };
+        let Loaded { backbone, detail, threads, bytes_per_token, generic_types } =
+            backend::load(&blueprint, &weights, options, progress)?;
         let info = Info {
             name: name.to_owned(),
             path: path.to_owned(),
             arch: blueprint.spec.arch.clone(),
-            detail: format!("{} {}", backbone.name(), backbone.isa()),
-            threads: backbone.threads(),
+            detail,
+            threads,
             context,
-            bytes_per_token: backbone.bytes_per_token(),
-            generic_types: backbone.generic_types().into_iter().map(str::to_owned).collect(),
+            bytes_per_token,
+            generic_types,
             load_seconds: start.elapsed().as_secs_f64(),
             chat: template.is_some(),
         };
-        Ok(Self { backbone: Box::new(backbone), tokenizer, template, blueprint, info })
+        Ok(Self { backbone, tokenizer, template, blueprint, info })
     }
 
     /// Facts about the model.

@@ -61,6 +61,11 @@ impl From<Failure> for Error {
     }
 }
 
+/// Threads of candle's products on the CPU: `RAYON_NUM_THREADS`, or all cores.
+pub fn threads() -> usize {
+    candle_core::utils::get_num_threads()
+}
+
 /// How a [`CandleBackbone`] is made.
 #[derive(Debug, Clone)]
 pub struct CandleOptions {
@@ -126,6 +131,14 @@ impl CandleBackbone {
     /// The blueprint it executes.
     pub fn blueprint(&self) -> &Blueprint {
         &self.blueprint
+    }
+
+    /// Weight bytes read for one token.
+    pub fn bytes_per_token(&self) -> usize {
+        let (spec, ffn) = (&self.blueprint.spec, self.blueprint.ffn);
+        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let layer = spec.hidden * (2 * q + 2 * kv + 3 * ffn);
+        (spec.layers * layer + spec.vocab * spec.hidden) * size_of::<f32>()
     }
 
     /// The weights as variables, by GGUF name; empty unless made with [`CandleOptions::train`].

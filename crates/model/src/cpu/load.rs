@@ -1,6 +1,7 @@
 //! Packs a model's weights for the kernels, tensor by tensor.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tessera_kernels::elementwise::Rope;
 use tessera_kernels::{Matrix, Pool, WeightType};
@@ -40,7 +41,9 @@ impl CpuBackbone {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 { cores() } else { options.threads };
         let pool = Pool::new(threads);
-        let weights = Loader { source, b: &blueprint, pool: &pool, progress }.weights()?;
+        let weights =
+            Loader { source, b: &blueprint, pool: &pool, progress, done: AtomicU64::new(0) }
+                .weights()?;
         let mut bases: Vec<f32> = Vec::new();
         let mut rope_of_layer = Vec::new();
         for layer in &blueprint.layers {
@@ -75,6 +78,7 @@ struct Loader<'a> {
     b: &'a Blueprint,
     pool: &'a Pool,
     progress: &'a (dyn Fn(u64) + Sync),
+    done: AtomicU64,
 }
 
 impl Loader<'_> {
@@ -177,7 +181,8 @@ impl Loader<'_> {
                 format!("has shape {found:?}, expected {shape:?}"),
             ));
         }
-        (self.progress)(raw.len() as u64);
+        let bytes = raw.len() as u64;
+        (self.progress)(self.done.fetch_add(bytes, Ordering::Relaxed) + bytes);
         Ok(ty)
     }
 }

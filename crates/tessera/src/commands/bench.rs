@@ -52,9 +52,13 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = arguments.threads.clone();
     if threads.is_empty() {
-        threads = if cores == 1 { vec![1] } else { vec![1, cores] };
-    }
-    if let Some(bad) = threads.iter().find(|&&t| t == 0 || t > 1024) {
+        threads = match arguments.backend {
+            // Its number is fixed when the process starts.
+            BackendName::Candle => vec![0],
+            BackendName::Cpu if cores == 1 => vec![1],
+            BackendName::Cpu => vec![1, cores],
+        };
+    } else if let Some(bad) = threads.iter().find(|&&t| t == 0 || t > 1024) {
         return Err(BadUsage(format!("threads = {bad}: must be between 1 and 1024")).into());
     }
     let open = |threads: usize| {

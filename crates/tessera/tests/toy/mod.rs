@@ -9,71 +9,14 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
-use tessera_kernels::WeightType;
-use tessera_model::gguf::{GgufWriter, MetaValue, Shape};
-use tessera_model::toy::{Flavour, blueprint, weights};
-
-/// Tokens: the bytes, then the marks around a message.
-const VOCAB: usize = 258;
-
-const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-                        {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-
-/// How byte-level vocabularies spell a byte.
-fn spelling(byte: u8) -> String {
-    let printable = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
-    let code = if printable(byte) {
-        u32::from(byte)
-    } else {
-        256 + (0..byte).filter(|&b| !printable(b)).count() as u32
-    };
-    char::from_u32(code).unwrap().to_string()
-}
-
-fn bytes() -> Vec<u8> {
-    let mut blueprint = blueprint(Flavour::Llama);
-    blueprint.spec.vocab = VOCAB;
-    let spec = &blueprint.spec;
-    let mut w = GgufWriter::new();
-    w.set("general.architecture", "llama");
-    for (key, value) in [
-        ("block_count", spec.layers),
-        ("context_length", spec.context),
-        ("embedding_length", spec.hidden),
-        ("feed_forward_length", blueprint.ffn),
-        ("attention.head_count", spec.heads),
-        ("attention.head_count_kv", spec.kv_heads),
-    ] {
-        w.set(&format!("llama.{key}"), value as u32);
-    }
-    w.set("llama.attention.layer_norm_rms_epsilon", 1e-5f32);
-    w.set("llama.rope.freq_base", 10_000f32);
-    let mut tokens: Vec<String> = (0..=255).map(spelling).collect();
-    tokens.extend(["<|im_start|>", "<|im_end|>"].map(str::to_owned));
-    let mut kinds = vec![1; 256];
-    kinds.extend([3, 3]);
-    w.set("tokenizer.ggml.model", "gpt2");
-    w.set("tokenizer.ggml.pre", "smollm");
-    w.set("tokenizer.ggml.tokens", MetaValue::Strs(tokens));
-    w.set("tokenizer.ggml.token_type", MetaValue::I32s(kinds));
-    w.set("tokenizer.ggml.merges", MetaValue::Strs(vec![]));
-    w.set("tokenizer.ggml.eos_token_id", 257u32);
-    w.set("tokenizer.chat_template", TEMPLATE);
-    let mut tensors: Vec<_> = weights(&blueprint, 5).into_iter().collect();
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, (dims, values)) in tensors {
-        let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        w.tensor(&name, WeightType::F32, Shape::new(&dims).unwrap(), data);
-    }
-    w.to_bytes().unwrap()
-}
+use tessera_model::toy::{Flavour, gguf};
 
 /// A directory with `toy.gguf` and `wrong.gguf`, made once.
 fn directory() -> &'static TempDir {
     static DIRECTORY: OnceLock<TempDir> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
         let directory = TempDir::new().unwrap();
-        std::fs::write(directory.path().join("toy.gguf"), bytes()).unwrap();
+        std::fs::write(directory.path().join("toy.gguf"), gguf(Flavour::Llama, 5)).unwrap();
         std::fs::write(directory.path().join("wrong.gguf"), b"this is no model").unwrap();
         directory
     })
