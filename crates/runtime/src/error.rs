@@ -28,6 +28,12 @@ pub enum Error {
     /// The model's chat template is missing, at fault, or refuses the conversation.
     #[error(transparent)]
     Chat(#[from] ChatError),
+    /// Files of a model that do not go together.
+    #[error("{what}")]
+    Model {
+        /// The file, what is wrong, and what to do.
+        what: String,
+    },
     /// A session option that cannot be met.
     #[error("{what}")]
     Option {

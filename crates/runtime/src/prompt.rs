@@ -2,7 +2,7 @@
 
 use tessera_model::WeightSource;
 use tessera_model::chat::{Chat, ChatError, ChatTemplate, Message};
-use tessera_model::tokenizer::{Special, Tokenizer, TokenizerSpec};
+use tessera_model::tokenizer::{HuggingFace, Special, Tokenizer};
 
 use crate::{Error, Result};
 
@@ -20,12 +20,24 @@ pub(crate) fn texts(
     model: &str,
     weights: &dyn WeightSource,
 ) -> Result<(Tokenizer, Option<ChatTemplate>)> {
-    let Some(file) = weights.gguf() else {
-        let what = format!("{model} has no tokenizer that can be read. Next: use its GGUF file");
-        return Err(Error::Option { what });
+    // A vocabulary with more tokens than the model has rows is refused for GGUF files when they
+    // are opened; a directory's lies in a file of its own.
+    let HuggingFace { spec, chat_template } = match weights.gguf() {
+        Some(file) => HuggingFace::from_gguf(file.metadata())?,
+        None => HuggingFace::from_directory(weights.path())?,
     };
-    let tokenizer = Tokenizer::new(&TokenizerSpec::from_gguf(file.metadata())?)?;
-    let template = ChatTemplate::from_gguf(model, file.metadata(), &tokenizer)?;
+    let (tokens, rows) = (spec.tokens.len(), weights.hyper_params().vocab);
+    if tokens > rows {
+        let what = format!(
+            "{}: tokenizer.json has {tokens} tokens, \"vocab_size\" of config.json is {rows}. \
+             Next: fetch both from the same place",
+            weights.path().display()
+        );
+        return Err(Error::Model { what });
+    }
+    let tokenizer = Tokenizer::new(&spec)?;
+    let template = chat_template.map(|source| ChatTemplate::new(model, &source, &tokenizer));
+    let template = template.transpose()?;
     Ok((tokenizer, template))
 }
 

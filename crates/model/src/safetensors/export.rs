@@ -10,6 +10,8 @@ use tessera_kernels::{WeightType, dequantize};
 use super::{CONFIG, SINGLE, config};
 use crate::file_error::{Fault, FileError, quoted};
 use crate::tensor_layout::{Fix, Slot, slots};
+#[cfg(doc)]
+use crate::tokenizer::HuggingFace;
 use crate::weights::WeightSource;
 use crate::whole_file::{put, write_whole};
 
@@ -50,7 +52,7 @@ impl ExportType {
 const CHUNK: usize = 1 << 18;
 
 /// Writes `config.json` and `model.safetensors` into `dir`, which is made if need be. The
-/// tokenizer is not part of it. Memory stays at a few MB, whatever the model's size.
+/// tokenizer is not part of it: [`HuggingFace::write_into`] writes that. Memory stays at a few MB, whatever the model's size.
 ///
 /// # Errors
 /// When the weights cannot be read, or the files not written; existing files are replaced whole

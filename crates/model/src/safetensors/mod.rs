@@ -224,13 +224,13 @@ impl WeightSource for SafetensorsDir {
 }
 
 /// The directory, and the places its files may lie in.
-struct Root {
+pub(crate) struct Root {
     path: PathBuf,
     allowed: Vec<PathBuf>,
 }
 
 impl Root {
-    fn new(path: &Path) -> Result<Self, FileError> {
+    pub(crate) fn new(path: &Path) -> Result<Self, FileError> {
         let real = path.canonicalize().map_err(|source| {
             let next = "check the path, or pull the model first";
             Fault::Io { field: "model directory".into(), source, next }.at(path)
@@ -246,11 +246,26 @@ impl Root {
         Ok(Self { path: path.to_path_buf(), allowed })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether something of this name is there, be it a link that leads nowhere.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.path.join(name).symlink_metadata().is_ok()
+    }
+
+    /// The bytes of a file of at most so many.
+    pub(crate) fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, FileError> {
+        small_file(&self.file(name)?, most)
+    }
+
     /// The path of a file that must lie in the directory, links resolved and checked.
     fn file(&self, name: &str) -> Result<PathBuf, FileError> {
         let path = self.path.join(name);
         let real = path.canonicalize().map_err(|source| {
-            let next = "a model directory has config.json and model.safetensors: fetch it again";
+            let next = "a model directory has config.json, tokenizer.json and model.safetensors: \
+                        fetch it again";
             Fault::Io { field: format!("file {}", quoted(name)), source, next }.at(&self.path)
         })?;
         if !real.parent().is_some_and(|dir| self.allowed.iter().any(|allowed| dir == allowed)) {
@@ -314,6 +329,10 @@ fn is_plain_name(name: &str) -> bool {
 
 /// Reads a small JSON file.
 fn json(path: &Path, most: u64) -> Result<Value, FileError> {
+    parse_json(&small_file(path, most)?).map_err(|fault| fault.at(path))
+}
+
+fn small_file(path: &Path, most: u64) -> Result<Vec<u8>, FileError> {
     let source = Source::open(path)?;
     let fail = |fault: Fault| fault.at(path);
     if source.len() > most {
@@ -324,7 +343,7 @@ fn json(path: &Path, most: u64) -> Result<Value, FileError> {
     source.read_exact_at(&mut bytes, 0).map_err(|source| {
         fail(Fault::Io { field: "file".into(), source, next: "check the disk and try again" })
     })?;
-    parse_json(&bytes).map_err(fail)
+    Ok(bytes)
 }
 
 fn parse_json(bytes: &[u8]) -> Result<Value, Fault> {

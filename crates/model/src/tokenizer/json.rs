@@ -4,24 +4,31 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-use super::{Texts, TokenizerError, TokenizerSpec};
+use super::{Texts, TokenizerError, TokenizerSpec, spm};
 use crate::FileError;
-use crate::file_error::{Fault, quoted};
+use crate::file_error::{Fault, printable, quoted};
+use crate::safetensors::Root;
 
-/// Longest file taken, in bytes; real ones have 2 to 35 million.
+/// Longest `tokenizer.json` taken, in bytes; real ones have 2 to 35 million.
 const MAX_FILE: u64 = 256 << 20;
+/// Longest of the other files; real ones have up to 1.2 million, mostly lists of added tokens.
+const MAX_SIDE: u64 = 16 << 20;
 /// Ids that no token has are allowed up to this many: a few bytes must not ask for gigabytes.
 const MAX_HOLES: usize = 1 << 16;
 
 /// The published pattern of the Qwen family.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
+pub(super) const GENERATION: &str = "generation_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
 
 /// What a safetensors directory says about its tokenizer.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,60 +40,67 @@ pub struct HuggingFace {
 }
 
 impl HuggingFace {
-    /// Reads `tokenizer.json`, and `tokenizer_config.json` and `chat_template.jinja` where they
-    /// are, from a directory.
+    /// Reads `tokenizer.json` from a directory, and what is there of `tokenizer_config.json`,
+    /// `generation_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
-    /// A file that cannot be read, is too long, or describes a tokenizer of another family.
+    /// A file that cannot be read, is too long, leads out of the directory, or describes a
+    /// tokenizer of another family.
     pub fn from_directory(directory: &Path) -> Result<Self, TokenizerError> {
-        let tokenizer = read(&directory.join("tokenizer.json"))?;
-        let config = optional(&directory.join("tokenizer_config.json"))?;
-        let template = optional(&directory.join("chat_template.jinja"))?;
-        let mut read = Self::from_json(&tokenizer, config.as_deref())?;
-        read.chat_template = template.or(read.chat_template);
+        let root = Root::new(directory)?;
+        let tokenizer = text(&root, TOKENIZER, MAX_FILE)?;
+        let config = optional(&root, CONFIG)?;
+        let generation = optional(&root, GENERATION)?;
+        let mut read = Self::from_json(&tokenizer, config.as_deref(), generation.as_deref())?;
+        read.chat_template = optional(&root, TEMPLATE)?.or(read.chat_template);
         Ok(read)
     }
 
-    /// Reads the text of `tokenizer.json` and, if there is one, of `tokenizer_config.json`.
+    /// Reads the text of `tokenizer.json` and, if they are there, of `tokenizer_config.json` and
+    /// `generation_config.json`.
     ///
     /// # Errors
     /// Names the part that is wrong or of another family.
-    pub fn from_json(tokenizer: &str, config: Option<&str>) -> Result<Self, TokenizerError> {
-        let broken = |file: &str| {
-            let file = file.to_owned();
-            move |error: serde_json::Error| TokenizerError::field(file, error.to_string())
-        };
-        let file: File<'_> = serde_json::from_str(tokenizer).map_err(broken("tokenizer.json"))?;
-        let config: Config = match config {
-            Some(text) => serde_json::from_str(text).map_err(broken("tokenizer_config.json"))?,
-            None => Config::default(),
-        };
+    pub fn from_json(
+        tokenizer: &str,
+        config: Option<&str>,
+        generation: Option<&str>,
+    ) -> Result<Self, TokenizerError> {
+        let file: File<'_> = parse(TOKENIZER, tokenizer)?;
+        let config: Config =
+            config.map(|text| parse(CONFIG, text)).transpose()?.unwrap_or_default();
+        let generation: Generation =
+            generation.map(|text| parse(GENERATION, text)).transpose()?.unwrap_or_default();
         let chat_template = config.template();
-        Ok(Self { spec: spec(&file, &config)?, chat_template })
+        Ok(Self { spec: spec(&file, &config, &generation)?, chat_template })
     }
 }
 
-fn read(path: &Path) -> Result<String, FileError> {
-    let io = |source| {
-        let next = "check that the directory holds a whole model";
-        Fault::Io { field: "tokenizer".to_owned(), source, next }.at(path)
-    };
-    let len = fs::metadata(path).map_err(io)?.len();
-    if len > MAX_FILE {
-        let expected = format!("at most {MAX_FILE}");
-        return Err(Fault::malformed("length", len, expected).at(path));
-    }
-    fs::read_to_string(path).map_err(io)
+fn parse<'a, T: Deserialize<'a>>(file: &str, text: &'a str) -> Result<T, TokenizerError> {
+    serde_json::from_str(text)
+        .map_err(|error| TokenizerError::field(file, printable(&error.to_string(), 200)))
 }
 
-fn optional(path: &Path) -> Result<Option<String>, FileError> {
-    if path.exists() { read(path).map(Some) } else { Ok(None) }
+/// An optional file's text; a link that leads nowhere counts as there, so that it is named.
+fn optional(root: &Root, name: &str) -> Result<Option<String>, FileError> {
+    root.holds(name).then(|| text(root, name, MAX_SIDE)).transpose()
+}
+
+fn text(root: &Root, name: &str, most: u64) -> Result<String, FileError> {
+    let bytes = root.read(name, most)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let field = format!("file {}, byte {at}", quoted(name));
+        Fault::malformed(field, "not UTF-8", "UTF-8 text").at(root.path())
+    })
 }
 
 #[derive(Deserialize)]
 struct File<'a> {
     #[serde(default)]
     added_tokens: Vec<Added>,
+    #[serde(default)]
+    normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
     #[serde(default)]
@@ -212,6 +226,33 @@ struct Config {
     chat_template: Value,
 }
 
+/// Ids that generation starts and ends with.
+#[derive(Deserialize, Default)]
+struct Generation {
+    #[serde(default)]
+    bos_token_id: Option<u32>,
+    #[serde(default)]
+    eos_token_id: Option<Ids>,
+    #[serde(default)]
+    pad_token_id: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Ids {
+    One(u32),
+    Several(Vec<u32>),
+}
+
+impl Ids {
+    fn list(&self) -> &[u32] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Several(list) => list,
+        }
+    }
+}
+
 impl Config {
     /// The template, or the one called `default` of several.
     fn template(&self) -> Option<String> {
@@ -232,7 +273,11 @@ fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 
-fn spec(file: &File<'_>, config: &Config) -> Result<TokenizerSpec, TokenizerError> {
+fn spec(
+    file: &File<'_>,
+    config: &Config,
+    generation: &Generation,
+) -> Result<TokenizerSpec, TokenizerError> {
     let model = &file.model;
     let field =
         |name: &str, what: String| TokenizerError::field(format!("tokenizer.json {name}"), what);
@@ -288,7 +333,14 @@ fn spec(file: &File<'_>, config: &Config) -> Result<TokenizerSpec, TokenizerErro
     let id_of =
         |wanted: &str| texts.iter().position(|(text, _)| text == wanted).map(|at| at as u32);
     let id = |token: &Value| content(token).and_then(id_of);
-    let bos = id(&config.bos_token);
+    let bos = id(&config.bos_token).or(generation.bos_token_id);
+    let ends = generation.eos_token_id.as_ref().map_or(&[][..], Ids::list);
+    let unk = model.unk_token.as_deref().and_then(id_of);
+    let mut token_types: Vec<i32> = texts.iter().map(|(_, kind)| *kind).collect();
+    // Where it is an added token too, it is a control token already.
+    if let Some(kind) = unk.and_then(|unk| token_types.get_mut(unk as usize)).filter(|k| **k == 1) {
+        *kind = 2;
+    }
     let starts = || {
         let first = &file.post_processor["single"][0]["SpecialToken"]["id"];
         let wanted = content(&config.bos_token)?;
@@ -299,21 +351,43 @@ fn spec(file: &File<'_>, config: &Config) -> Result<TokenizerSpec, TokenizerErro
         pre,
         tokens: texts.iter().map(|(text, _)| &**text).collect(),
         scores,
-        token_types: texts.iter().map(|(_, kind)| *kind).collect(),
+        token_types,
         merges: if spm {
             Texts::default()
         } else {
             model.merges.iter().map(|rule| &*rule.0).collect()
         },
         bos,
-        eos: id(&config.eos_token),
-        pad: id(&config.pad_token),
-        unk: model.unk_token.as_deref().and_then(id_of),
+        eos: id(&config.eos_token).or(ends.first().copied()),
+        ends: ends.to_vec(),
+        pad: id(&config.pad_token).or(generation.pad_token_id),
+        unk,
         add_bos: config.add_bos_token.or_else(starts).map(|add| add && bos.is_some()),
         add_eos: config.add_eos_token,
-        add_space_prefix: Some(false),
+        add_space_prefix: Some(spm && adds_space(file)),
         ..TokenizerSpec::default()
     })
+}
+
+/// Whether texts get a space in front: a step of the normalizer, or of the rule for words.
+fn adds_space(file: &File<'_>) -> bool {
+    let spaced = |step: &Value| {
+        let space =
+            |key: &str| step[key].as_str().is_some_and(|text| text.chars().eq([spm::SPACE]));
+        match step["type"].as_str() {
+            Some("Prepend") => space("prepend"),
+            Some("Metaspace") => match step["prepend_scheme"].as_str() {
+                Some(scheme) => scheme != "never",
+                None => step["add_prefix_space"] != false,
+            },
+            _ => false,
+        }
+    };
+    let any = |part: &Value, list: &str| match part[list].as_array() {
+        Some(steps) => steps.iter().any(spaced),
+        None => spaced(part),
+    };
+    any(&file.normalizer, "normalizers") || any(&file.pre_tokenizer, "pretokenizers")
 }
 
 /// The name of the word rule that a `pre_tokenizer` describes.

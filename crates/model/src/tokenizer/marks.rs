@@ -125,6 +125,7 @@ impl Marks {
         marks.ends = by_name;
         marks.ends.extend(file.iter().flatten());
         marks.ends.extend([spec.eos, marks.eot, eom].iter().flatten());
+        marks.ends.extend(&spec.ends);
         marks.ends.sort_unstable();
         marks.ends.dedup();
         marks.user_defined.extend(SHOWN.iter().filter_map(|name| id(name)));

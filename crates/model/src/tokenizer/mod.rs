@@ -22,6 +22,7 @@
 mod bpe;
 mod error;
 mod json;
+mod json_write;
 mod marks;
 mod spec;
 mod specials;
@@ -450,6 +451,10 @@ fn check(spec: &TokenizerSpec, bpe: bool) -> Result<(), TokenizerError> {
             let what = format!("{len} entries for {count} tokens");
             return Err(TokenizerError::field(format!("tokenizer.ggml.{name}"), what));
         }
+    }
+    if let Some(id) = spec.ends.iter().find(|id| **id as usize >= count) {
+        let what = format!("token {id} of a vocabulary of {count}");
+        return Err(TokenizerError::field("generation_config.json eos_token_id", what));
     }
     if let Some(at) = spec.scores.iter().position(|score| score.is_nan()) {
         return Err(TokenizerError::field(format!("tokenizer.ggml.scores[{at}]"), "not a number"));

@@ -115,6 +115,8 @@ pub struct TokenizerSpec {
     pub eot: Option<u32>,
     /// Ends a message that another message of the same speaker follows.
     pub eom: Option<u32>,
+    /// Further tokens that end generation, beside those that are known by name.
+    pub ends: Vec<u32>,
     /// Fills unused positions.
     pub pad: Option<u32>,
     /// Stands for what cannot be spelled.
@@ -151,6 +153,7 @@ impl TokenizerSpec {
             eos: id("eos_token_id")?,
             eot: id("eot_token_id")?,
             eom: id("eom_token_id")?,
+            ends: Vec::new(),
             pad: id("padding_token_id")?,
             unk: id("unknown_token_id")?,
             add_bos: flag("add_bos_token")?,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tessera_model::gguf::Gguf;
 use tessera_model::store::{Entry, ModelRef, StoreError};
+use tessera_model::tokenizer::HuggingFace;
 use tessera_model::{FileSummary, open_weights};
 
 use super::{result, size, store};
@@ -68,7 +69,10 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
 /// The facts of a model file, and its chat template's text.
 fn read(path: &Path) -> anyhow::Result<(FileSummary, Option<String>)> {
     if path.is_dir() {
-        return Ok((open_weights(path)?.summary(), None));
+        let summary = open_weights(path)?.summary();
+        // A directory without a tokenizer can still be shown.
+        let template = HuggingFace::from_directory(path).ok().and_then(|read| read.chat_template);
+        return Ok((summary, template));
     }
     let file = Gguf::open(path)?;
     let template = file.metadata().get_str("tokenizer.chat_template").ok().flatten();
