@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tessera_core::text::StreamDecoder;
 use tessera_model::gguf::Gguf;
 use tessera_model::store::testing::find_test_model;
-use tessera_model::tokenizer::{HuggingFace, Special, StreamDecoder, Tokenizer, TokenizerSpec};
+use tessera_model::tokenizer::{HuggingFace, Special, Tokenizer, TokenizerSpec};
 
 #[derive(Deserialize)]
 struct Sample {
@@ -87,10 +88,9 @@ fn check(name: &str) {
         } else if !sample.text.contains('\u{2581}') {
             assert_eq!(tokenizer.decode(&got), sample.text);
         }
-        let mut stream = StreamDecoder::new();
-        let mut streamed: String =
-            got.iter().map(|id| stream.push(&tokenizer, *id).to_owned()).collect();
-        streamed.push_str(stream.finish());
+        let (mut stream, mut streamed) = (StreamDecoder::new(), String::new());
+        got.iter().for_each(|id| stream.push(tokenizer.token_bytes(*id), &mut streamed));
+        stream.finish(&mut streamed);
         assert_eq!(streamed, tokenizer.decode(&got));
         // The meant difference: see `Special::AsText`.
         if sample.group != "structural" && got != *want {

@@ -28,16 +28,12 @@ mod spec;
 mod specials;
 mod split;
 mod spm;
-mod stop;
-mod stream;
 mod tables;
 
 pub use error::TokenizerError;
 pub use json::HuggingFace;
 pub use spec::{Texts, TokenKind, TokenizerSpec};
 pub use split::Pre;
-pub use stop::{StopMatcher, Stopped};
-pub use stream::StreamDecoder;
 
 use std::borrow::Cow;
 

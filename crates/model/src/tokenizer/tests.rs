@@ -1,6 +1,7 @@
 //! Properties of small vocabularies; the real ones are in `tests/tokenizer.rs`.
 
 use proptest::prelude::*;
+use tessera_core::text::StreamDecoder;
 
 use super::*;
 use crate::gguf::Gguf;
@@ -263,59 +264,6 @@ fn start_and_end_are_added_only_where_the_file_says_so() {
     assert_eq!(encode(&both), [256, 97, 257]);
 }
 
-#[test]
-fn pieces_of_a_character_are_held_back_until_they_are_certain() {
-    let mut stream = StreamDecoder::new();
-    assert_eq!(stream.push_bytes(b"a\xf0\x9f"), "a");
-    assert_eq!(stream.push_bytes(b"\xa6"), "");
-    assert_eq!(stream.push_bytes(b"\x80b"), "🦀b");
-    assert_eq!(stream.push_bytes(b"\xe2\x82"), "");
-    assert_eq!(stream.push_bytes(b"x\xff\xc3"), "\u{fffd}x\u{fffd}");
-    assert_eq!(stream.finish(), "\u{fffd}");
-    assert_eq!(stream.finish(), "");
-}
-
-#[test]
-fn stop_strings_are_found_across_pieces() {
-    let mut stop = StopMatcher::new(["User:", "\n\n"]);
-    assert_eq!(stop.push("Hello U"), Stopped::No("Hello ".into()));
-    assert_eq!(stop.push("ni\n"), Stopped::No("Uni".into()));
-    assert_eq!(stop.push("Use"), Stopped::No("\n".into()));
-    assert_eq!(stop.push("r: x"), Stopped::At { before: String::new(), stop: 0 });
-    assert_eq!(stop.push("a\n"), Stopped::No("a".into()));
-    assert_eq!(stop.finish(), "\n");
-    // Falls back twice inside itself before it matches.
-    let mut again = StopMatcher::new(["aabaaac"]);
-    assert_eq!(again.push("aabaaabaaac"), Stopped::At { before: "aaba".into(), stop: 0 });
-    let mut longer = StopMatcher::new(["b", "ab", ""]);
-    assert_eq!(longer.push("xab"), Stopped::At { before: "x".into(), stop: 1 });
-}
-
-#[test]
-fn every_short_stop_string_is_found_in_every_short_text() {
-    let words = |len: u32| {
-        (0..1u32 << len).map(move |bits| -> String {
-            (0..len).map(|at| if bits >> at & 1 == 0 { 'a' } else { 'b' }).collect()
-        })
-    };
-    for stop in (1..=6).flat_map(words) {
-        for text in words(10) {
-            let got = StopMatcher::new([stop.as_str()]).push(&text);
-            match text.find(&stop) {
-                Some(at) => {
-                    assert_eq!(got, Stopped::At { before: text[..at].into(), stop: 0 });
-                }
-                None => {
-                    // Held back: the longest end of the text that starts the stop string.
-                    let held = (0..stop.len()).rev().find(|n| text.ends_with(&stop[..*n]));
-                    let shown = &text[..text.len() - held.unwrap_or(0)];
-                    assert_eq!(got, Stopped::No(shown.into()), "{stop} in {text}");
-                }
-            }
-        }
-    }
-}
-
 /// Merges by the definition: the best pair, the leftmost of equals, again and again.
 fn naive(mut parts: Vec<String>, better: impl Fn(&str, &str) -> Option<i64>) -> Vec<String> {
     loop {
@@ -405,52 +353,9 @@ proptest! {
         prop_assert_eq!(markers, text.matches("<|x|>").count());
         let (mut stream, mut streamed) = (StreamDecoder::new(), String::new());
         for id in &plain {
-            streamed.push_str(stream.push(&tokenizer, *id));
+            stream.push(tokenizer.token_bytes(*id), &mut streamed);
         }
-        streamed.push_str(stream.finish());
+        stream.finish(&mut streamed);
         prop_assert_eq!(streamed, text);
-    }
-
-    #[test]
-    fn streamed_pieces_are_the_lossy_text(chunks in prop::collection::vec(
-        prop::collection::vec(prop_oneof![any::<u8>(), 0x80u8..0xc0, Just(0xe2), Just(0xf0)], 0..5), 0..20)) {
-        let (mut stream, mut text) = (StreamDecoder::new(), String::new());
-        for chunk in &chunks {
-            text.push_str(stream.push_bytes(chunk));
-        }
-        text.push_str(stream.finish());
-        let whole = chunks.concat();
-        prop_assert_eq!(text, String::from_utf8_lossy(&whole));
-    }
-
-    #[test]
-    fn stops_are_where_the_first_is_complete(
-        stops in prop::collection::vec("[abé]{0,4}", 0..4),
-        pieces in prop::collection::vec("[abcé]{0,5}", 0..8),
-    ) {
-        let text = pieces.concat();
-        let ends = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty()).flat_map(|(n, stop)| {
-            let len = stop.len();
-            (0..text.len()).filter(|at| text.as_bytes()[*at..].starts_with(stop.as_bytes()))
-                .map(move |at| (at + len, at, n)).collect::<Vec<_>>()
-        });
-        let want = ends.min().map(|(_, start, stop)| (text[..start].to_owned(), stop));
-        let mut matcher = StopMatcher::new(stops.iter().map(String::as_str));
-        let (mut shown, mut got) = (String::new(), None);
-        for piece in &pieces {
-            match matcher.push(piece) {
-                Stopped::No(text) => shown.push_str(&text),
-                Stopped::At { before, stop } => {
-                    shown.push_str(&before);
-                    got = Some((shown.clone(), stop));
-                    break;
-                }
-            }
-        }
-        if got.is_none() {
-            shown.push_str(&matcher.finish());
-            prop_assert_eq!(&shown, &text);
-        }
-        prop_assert_eq!(got, want);
     }
 }
