@@ -140,6 +140,71 @@ fn a_tree_node_equals_its_chain() {
     });
 }
 
+/// The last layer leaves rows out that nobody asked for: nothing else may change.
+#[test]
+fn wanted_rows_are_the_same_whatever_else_is_wanted() {
+    toys(|name, m| {
+        let spec = m.spec();
+        let mut context = cache(m);
+        pass(m, &tokens(20, 97, 10), 0, context.as_mut());
+        let (ids, other) = (tokens(7, 97, 11), tokens(3, 97, 12));
+        let (new, old): (Vec<Position>, Vec<Position>) = ((20..27).collect(), (3..10).collect());
+        let bits: Vec<bool> = (0..7 * 27).map(|i| i % 27 == 20 + i / 27 || i % 3 > 0).collect();
+        let explicit = Mask::Explicit { bits: &bits, columns: 27 };
+        let block = Mask::Block { block: &[0, 0, 1, 1, 1, 2, 2] };
+        let parent = [None, Some(0), Some(0), Some(1), Some(2), Some(2), Some(5)];
+        let (tree, deep) = (Mask::Tree { parent: &parent }, [20, 21, 21, 22, 22, 22, 23]);
+        let lists: Vec<Vec<u32>> = (0..spec.layers * spec.kv_heads)
+            .map(|i| (0..20u32).filter(|r| !(r + i as u32).is_multiple_of(3)).collect())
+            .collect();
+        let per_head = Some(KeySet::PerHead(&lists));
+        let refresh = Write::Rows(&[3, 4, 5, 6, 7, 8, 9]);
+        for (mask, keys, write, positions) in [
+            (Mask::Causal, None, Write::Append, &new[..]),
+            (Mask::Causal, per_head, Write::Append, &new),
+            (Mask::Bidirectional, None, Write::Append, &new),
+            (Mask::Bidirectional, None, refresh, &old),
+            (block, None, Write::Append, &new),
+            (explicit, None, Write::Append, &new),
+            (tree, None, Write::Discard, &deep),
+        ] {
+            let what = format!("{name}, {mask:?}, {write:?}");
+            // Logits of both segments, the keys of the last layer, and what a later row makes of
+            // the cache.
+            let run = |first: RowsOut<'_>, second: RowsOut<'_>| {
+                let (mut a, mut b) = (context.fork().unwrap(), context.fork().unwrap());
+                let mut segment = Segment::causal(&ids, positions, a.as_mut());
+                (segment.mask, segment.keys, segment.write) = (mask, keys, write);
+                segment.rows_out = first;
+                let mut beside = Segment::causal(&other, &[20, 21, 22], b.as_mut());
+                beside.rows_out = second;
+                let mut segments = [segment, beside];
+                let last = [spec.layers - 1];
+                let mut pass_of = Pass::new(&mut segments);
+                pass_of.taps = Taps { keys: &last, ..Taps::default() };
+                let mut reveal = Reveal::new();
+                m.forward(&mut pass_of, &mut reveal).unwrap();
+                let keys = [reveal.segments[0].keys.concat(), reveal.segments[1].keys.concat()];
+                let after = [pass(m, &[1], 40, a.as_mut()), pass(m, &[1], 40, b.as_mut())];
+                (reveal.all_logits().to_vec(), keys.concat(), after.concat())
+            };
+            let (logits, keys, after) = run(RowsOut::All, RowsOut::All);
+            let row = |i: usize| &logits[i * 97..(i + 1) * 97];
+            for (first, second, want) in [
+                (RowsOut::Last, RowsOut::Last, vec![6, 9]),
+                (RowsOut::Rows(&[5, 1, 1]), RowsOut::None, vec![5, 1, 1]),
+                (RowsOut::None, RowsOut::All, vec![7, 8, 9]),
+                (RowsOut::None, RowsOut::None, vec![]),
+            ] {
+                let (got, same_keys, same_after) = run(first, second);
+                same(&what, &want.iter().flat_map(|&i| row(i)).copied().collect::<Vec<_>>(), &got);
+                same(&format!("{what}: keys"), &keys, &same_keys);
+                same(&format!("{what}: after"), &after, &same_after);
+            }
+        }
+    });
+}
+
 #[test]
 fn segments_that_share_a_pass_do_not_see_each_other() {
     toys(|name, m| {

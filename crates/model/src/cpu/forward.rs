@@ -8,11 +8,12 @@ use tessera_core::{
     Error, HiddenSite, Input, KeyForm, KeySet, KvStore, Pass, Position, Result, Reveal,
     SegmentReveal, Visible, Write,
 };
-use tessera_kernels::attention::{AttendInput, AttendScratch, Bias, attend};
+use tessera_kernels::attention::{AttendInput, AttendScratch, Bias, SpanTable, attend};
 use tessera_kernels::elementwise;
 use tessera_kernels::{Activations, Target, product};
 
 use super::check::check_read_set;
+use super::last::{narrow, pick};
 use super::reveal::{attention_rows, reveal_layer, spread, tap_hidden};
 use super::rows::{Keys, blank, store_of, store_of_mut, write_rows};
 use super::segment::{State, remap_bias, span_table};
@@ -35,6 +36,8 @@ pub(super) struct Scratch {
     activations: Activations,
     attend: AttendScratch,
     visible: Visible,
+    /// Spans of the rows that go on where the last layer drops some.
+    picked: SpanTable,
     pub states: Vec<State>,
     pub positions: Vec<Position>,
 }
@@ -204,28 +207,37 @@ impl CpuBackbone {
         elementwise::rms_norm(pool, &s.x, &layer.attn_norm, b.norm_eps, &mut s.h)
             .map_err(kernel)?;
         self.enter(&mut s.activations, &s.h, rows, hidden);
-        s.q.resize(rows * qw, 0.0);
         s.k.resize(rows * kw, 0.0);
         s.v.resize(rows * kw, 0.0);
-        product(
-            pool,
-            &s.activations,
-            &mut [
-                target(&layer.q, &mut s.q, false),
-                target(&layer.k, &mut s.k, false),
-                target(&layer.v, &mut s.v, false),
-            ],
-        )
-        .map_err(kernel)?;
-        if let Some(w) = &layer.q_norm {
-            elementwise::rms_norm_in_place(pool, &mut s.q, w, b.norm_eps).map_err(kernel)?;
+        let narrows = self.narrows(l, pass, own);
+        let (k, v) = (target(&layer.k, &mut s.k, false), target(&layer.v, &mut s.v, false));
+        if narrows {
+            product(pool, &s.activations, &mut [k, v])
+        } else {
+            s.q.resize(rows * qw, 0.0);
+            product(pool, &s.activations, &mut [target(&layer.q, &mut s.q, false), k, v])
         }
+        .map_err(kernel)?;
         if let Some(w) = &layer.k_norm {
             elementwise::rms_norm_in_place(pool, &mut s.k, w, b.norm_eps).map_err(kernel)?;
         }
-        let rope = self.rope(l);
-        rope.apply(pool, &mut s.q, b.spec.heads, dim, &s.positions).map_err(kernel)?;
-        // Keys of a plain cache are stored as they are and turned when they are read.
+        self.write_keys(l, pass, own, s, revealed)?;
+        if narrows {
+            narrow(pass, hidden, s);
+            if s.positions.is_empty() {
+                return Ok(());
+            }
+            let rows = s.positions.len();
+            self.enter(&mut s.activations, &s.h, rows, hidden);
+            s.q.resize(rows * qw, 0.0);
+            product(pool, &s.activations, &mut [target(&layer.q, &mut s.q, false)])
+                .map_err(kernel)?;
+        }
+        if let Some(w) = &layer.q_norm {
+            elementwise::rms_norm_in_place(pool, &mut s.q, w, b.norm_eps).map_err(kernel)?;
+        }
+        self.rope(l).apply(pool, &mut s.q, b.spec.heads, dim, &s.positions).map_err(kernel)?;
+        let rows = s.positions.len();
         s.attended.resize(rows * qw, 0.0);
 
         for (i, segment) in pass.segments.iter_mut().enumerate() {
@@ -235,38 +247,17 @@ impl CpuBackbone {
             if n == 0 {
                 continue;
             }
-            let k = &mut s.k[at * kw..(at + n) * kw];
-            let v = &s.v[at * kw..(at + n) * kw];
             let q = &s.q[at * qw..(at + n) * qw];
             let positions = &s.positions[at..at + n];
-            let mut rotated = None;
-            let plain_form = store_of(segment, &own[i]).table().form() == KeyForm::Plain;
-            if plain_form {
-                let mut turned = k.to_vec();
-                rope.apply(pool, &mut turned, b.spec.kv_heads, dim, positions).map_err(kernel)?;
-                rotated = Some(turned);
-            } else {
-                rope.apply(pool, k, b.spec.kv_heads, dim, positions).map_err(kernel)?;
-            }
             if let Some(out) = revealed.get_mut(i) {
                 let full = segment.positions.len();
                 reveal_layer(&mut out.queries, pass.taps.queries, l, || {
                     spread(q, qw, &state.active, full)
                 });
-                let k = rotated.as_deref().unwrap_or(k);
-                reveal_layer(&mut out.keys, pass.taps.keys, l, || {
-                    spread(k, kw, &state.active, full)
-                });
-            }
-
-            let queries_only = matches!(segment.input, Input::Queries(_));
-            let write = segment.write;
-            let store = store_of_mut(segment, &mut own[i]);
-            if !queries_only {
-                write_rows(&mut store.layers[l], write, &state.active, k, v)?;
             }
             let store = store_of(segment, &own[i]);
-            let turned_layer = if plain_form {
+            // Keys of a plain cache are stored as they are and turned when they are read.
+            let turned_layer = if store.table().form() == KeyForm::Plain {
                 Some(self.turn(l, store, segment, state, positions)?)
             } else {
                 None
@@ -288,6 +279,11 @@ impl CpuBackbone {
             }
             let window = b.layers[l].window;
             let spans = span_table(state, &mut s.visible, segment, store, l, window, &chosen);
+            let mut spans = &state.spans[spans].1;
+            if narrows {
+                pick(spans, &state.active, b.spec.kv_heads, &mut s.picked);
+                spans = &s.picked;
+            }
             let input = AttendInput {
                 layer: kv,
                 q,
@@ -297,7 +293,7 @@ impl CpuBackbone {
                 softcap: b.attention_softcap,
                 bias: (!state.bias.is_empty())
                     .then_some(Bias { data: &state.bias, stride: state.bias_columns }),
-                spans: &state.spans[spans].1,
+                spans,
             };
             attend(pool, &input, &mut s.attend, &mut s.attended[at * qw..(at + n) * qw])
                 .map_err(kernel)?;
@@ -313,6 +309,51 @@ impl CpuBackbone {
 
         self.enter(&mut s.activations, &s.attended, rows, qw);
         self.residual(&layer.o, layer.post_attention_norm.as_deref(), s)
+    }
+
+    /// Turns the keys of all rows and writes them, with their values, to the caches.
+    fn write_keys(
+        &self,
+        l: usize,
+        pass: &mut Pass<'_, '_>,
+        own: &mut [Option<CpuStore>],
+        s: &mut Scratch,
+        revealed: &mut [SegmentReveal],
+    ) -> Result<()> {
+        let spec = &self.blueprint.spec;
+        let (dim, kw) = (spec.head_dim, spec.kv_heads * spec.head_dim);
+        let rope = self.rope(l);
+        for (i, segment) in pass.segments.iter_mut().enumerate() {
+            let state = &s.states[i];
+            let (at, n) = (state.offset, state.active.len());
+            if n == 0 {
+                continue;
+            }
+            let k = &mut s.k[at * kw..(at + n) * kw];
+            let v = &s.v[at * kw..(at + n) * kw];
+            let positions = &s.positions[at..at + n];
+            let mut rotated = None;
+            if store_of(segment, &own[i]).table().form() == KeyForm::Plain {
+                let mut turned = k.to_vec();
+                rope.apply(&self.pool, &mut turned, spec.kv_heads, dim, positions)
+                    .map_err(kernel)?;
+                rotated = Some(turned);
+            } else {
+                rope.apply(&self.pool, k, spec.kv_heads, dim, positions).map_err(kernel)?;
+            }
+            if let Some(out) = revealed.get_mut(i) {
+                let shown = rotated.as_deref().unwrap_or(k);
+                reveal_layer(&mut out.keys, pass.taps.keys, l, || {
+                    spread(shown, kw, &state.active, segment.positions.len())
+                });
+            }
+            if !matches!(segment.input, Input::Queries(_)) {
+                let write = segment.write;
+                let store = store_of_mut(segment, &mut own[i]);
+                write_rows(&mut store.layers[l], write, &state.active, k, v)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds a projection of the activations to the residual stream, normed first if asked.
@@ -335,6 +376,9 @@ impl CpuBackbone {
     fn feed_forward(&self, layer: &Layer, s: &mut Scratch) -> Result<()> {
         let b = &self.blueprint;
         let (hidden, rows) = (b.spec.hidden, s.positions.len());
+        if rows == 0 {
+            return Ok(());
+        }
         s.h.resize(rows * hidden, 0.0);
         elementwise::rms_norm(&self.pool, &s.x, &layer.ffn_norm, b.norm_eps, &mut s.h)
             .map_err(kernel)?;

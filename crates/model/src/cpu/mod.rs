@@ -5,6 +5,7 @@
 
 mod check;
 mod forward;
+mod last;
 mod load;
 mod reveal;
 mod rows;
