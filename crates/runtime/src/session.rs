@@ -18,10 +18,13 @@ use crate::backend::{self, Backend, Loaded};
 use crate::prompt::Prompt;
 use crate::{Error, Result};
 
+/// More threads than any machine has cores for; they are started at once and wait by spinning.
+const MAX_THREADS: usize = 1024;
+
 /// How a session is opened.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Threads of every pass; 0 for all cores.
+    /// Threads of every pass, at most 1024; 0 for all cores.
     pub threads: usize,
     /// What executes passes.
     pub backend: Backend,
@@ -90,6 +93,13 @@ impl Session {
         options: &Options,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
+        if options.threads > MAX_THREADS {
+            let what = format!(
+                "threads = {}: must be at most {MAX_THREADS} (0 takes all cores)",
+                options.threads
+            );
+            return Err(Error::Option { what });
+        }
         let start = Instant::now();
         let weights = open_weights(path)?;
         let blueprint = Blueprint::new(weights.hyper_params());

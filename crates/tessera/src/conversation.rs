@@ -4,7 +4,7 @@ use serde_json::Value;
 use tessera_core::entry::{nearest, plain_json};
 use tessera_runtime::{Message, Sampling};
 
-use crate::flags::Settings;
+use crate::flags::{AT_LEAST_ONE, Settings};
 
 /// What `/help` prints.
 pub(crate) const HELP: &str = "\
@@ -90,7 +90,10 @@ pub(crate) fn set(settings: &mut Settings, name: &str, value: &str) -> Result<()
     };
     match name {
         "seed" => settings.seed = whole("seed")?,
-        "tokens" => settings.tokens = whole("tokens")? as usize,
+        "tokens" => match whole("tokens")? as usize {
+            0 => return Err(format!("tokens = 0: must be {AT_LEAST_ONE}")),
+            tokens => settings.tokens = tokens,
+        },
         _ => {
             let field = match name.replace('-', "_").as_str() {
                 "temp" => "temperature".to_owned(),
@@ -202,6 +205,7 @@ mod tests {
             ("top-k", "1.5", "must be a number"),
             ("topk", "1", "did you mean top-k"),
             ("seed", "x", "whole number"),
+            ("tokens", "0", "at least 1"),
             ("qqqq", "1", "/set lists"),
         ] {
             let error = set(&mut s, name, value).unwrap_err();

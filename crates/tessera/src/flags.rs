@@ -13,7 +13,13 @@ use crate::slow_bar::SlowBar;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelFlags {
     /// Most tokens of prompt and answer together (default: what the model was trained for).
-    #[arg(short = 'c', long, value_name = "TOKENS", env = "TESSERA_CONTEXT")]
+    #[arg(
+        short = 'c',
+        long,
+        value_name = "TOKENS",
+        env = "TESSERA_CONTEXT",
+        allow_negative_numbers = true
+    )]
     pub(crate) context: Option<usize>,
     /// Threads (default: all cores).
     #[arg(
@@ -21,11 +27,12 @@ pub(crate) struct ModelFlags {
         long,
         value_name = "N",
         env = "TESSERA_THREADS",
+        allow_negative_numbers = true,
         default_value_t = 0,
         hide_default_value = true
     )]
     pub(crate) threads: usize,
-    /// What computes: own kernels, or the candle library.
+    /// What computes: own kernels, or the candle library (in builds with `--features candle`).
     #[arg(long, value_enum, env = "TESSERA_BACKEND", default_value_t = BackendName::Cpu)]
     pub(crate) backend: BackendName,
 }
@@ -68,7 +75,7 @@ pub(crate) struct SamplingFlags {
         allow_negative_numbers = true, default_value_t = Sampling::default().temperature)]
     temperature: f32,
     /// Only the K most probable tokens; 0 for all.
-    #[arg(long, env = "TESSERA_TOP_K", value_name = "K",
+    #[arg(long, env = "TESSERA_TOP_K", value_name = "K", allow_negative_numbers = true,
         default_value_t = Sampling::default().top_k)]
     top_k: usize,
     /// Only the most probable tokens that together reach P; 1 for all.
@@ -92,11 +99,11 @@ pub(crate) struct SamplingFlags {
         default_value_t = Sampling::default().frequency_penalty)]
     frequency_penalty: f32,
     /// How many of the last tokens the penalties look at.
-    #[arg(long, env = "TESSERA_PENALTY_WINDOW", value_name = "TOKENS",
+    #[arg(long, env = "TESSERA_PENALTY_WINDOW", value_name = "TOKENS", allow_negative_numbers = true,
         default_value_t = Sampling::default().penalty_window)]
     penalty_window: usize,
     /// Equal seeds give equal text (default: a new one each time, printed with the statistics).
-    #[arg(short, long, env = "TESSERA_SEED", value_name = "N")]
+    #[arg(short, long, env = "TESSERA_SEED", value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
 }
 
@@ -134,6 +141,7 @@ pub(crate) struct GenerateFlags {
         long = "tokens",
         value_name = "TOKENS",
         env = "TESSERA_TOKENS",
+        allow_negative_numbers = true,
         default_value_t = 1024
     )]
     pub(crate) tokens: usize,
@@ -155,6 +163,9 @@ impl GenerateFlags {
     /// Checks all that can be checked without a model.
     pub(crate) fn settings(&self) -> tessera_core::Result<Settings> {
         let sampling = self.sampling.sampling()?;
+        if self.tokens == 0 {
+            return Err(tessera_core::Error::setting("tokens", "0", AT_LEAST_ONE));
+        }
         tessera_core::text::StopMatcher::new(self.stop.iter().map(String::as_str))?;
         let calls = self.method.iter().map(|text| MethodCall::parse(METHODS, text));
         let recipe = Recipe::resolve(METHODS, &calls.collect::<tessera_core::Result<Vec<_>>>()?)?;
@@ -167,6 +178,9 @@ impl GenerateFlags {
         })
     }
 }
+
+/// What `-n` and `/set tokens` take.
+pub(crate) const AT_LEAST_ONE: &str = "at least 1";
 
 /// The checked settings of a generation.
 #[derive(Debug, Clone)]

@@ -28,6 +28,10 @@ fn command_lines_that_cannot_be_read() {
         &["run", "smollm2", "hi", "--backend", "cpuu"],
         &["run", "smollm2", "hi", "more"],
         &["run", "smollm2", "hi", "-n"],
+        &["run", "smollm2", "hi", "-n", "-1"],
+        &["run", "smollm2", "hi", "-t", "-1"],
+        &["run", "smollm2", "hi", "--seed", "-3"],
+        &["run", "smollm2", "hi", "--top-k", "-1"],
         &["bench", "--serve-stdio", "--quick"],
     ]));
 }
@@ -38,6 +42,12 @@ fn models_that_are_not_there_or_no_models() {
         &["run", "smolm2", "hi"],
         &["run", "./nothing.gguf", "hi"],
         &["run", "./wrong.gguf", "hi"],
+        &["run", "./empty.gguf", "hi"],
+        &["run", "./cut.gguf", "hi"],
+        &["run", "./nothing", "hi"],
+        &["run", "/dev/null", "hi"],
+        &["run", "", "hi"],
+        &["show", "./wrong.gguf"],
         &["chat", "./wrong.gguf"],
         &["bench", "-m", "./nothing.gguf"],
     ]));
@@ -65,6 +75,8 @@ fn settings_that_are_impossible() {
         &["run", "./toy.gguf", "hi", "--presence-penalty", "3"],
         &["run", "./toy.gguf", "hi", "--frequency-penalty", "inf"],
         &["run", "./toy.gguf", "hi", "--stop", ""],
+        &["run", "./toy.gguf", "hi", "-n", "0"],
+        &["run", "./toy.gguf", "hi", "-t", "10000"],
         &["run", "./toy.gguf", "hi", "-c", "0"],
         &["run", "./toy.gguf", "hi", "-c", "100000"],
     ]));
@@ -103,4 +115,31 @@ fn benchmarks_that_make_no_sense() {
         &["bench", "-m", "./toy.gguf", "-t", "1,2", "--serve-stdio"],
         &["bench", "-m", "./toy.gguf", "-t", "1", "--only", "decode4096", "-q"],
     ]));
+}
+
+/// A build without the second backbone says how to get one with it.
+#[cfg(not(feature = "candle"))]
+#[test]
+fn a_backend_that_is_not_built_in() {
+    insta::assert_snapshot!(said(&[
+        &["run", "./toy.gguf", "hi", "--backend", "candle"],
+        &["bench", "-m", "./toy.gguf", "--backend", "candle"],
+    ]));
+}
+
+/// A place for models that cannot be one.
+#[test]
+fn a_store_that_cannot_be_written() {
+    let home = toy::file("wrong.gguf");
+    let ran = toy::tessera_at(&home, &["run", "smollm2", "hi"], "");
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.lines().count()), (1, "", 1), "{}", ran.err);
+    assert!(ran.err.contains("Next: set TESSERA_HOME"), "{}", ran.err);
+}
+
+#[test]
+fn a_prompt_may_hold_any_character() {
+    for prompt in ["a\0b", "\0", "\u{1b}[2J\u{feff}"] {
+        let ran = toy::tessera(&["run", "./toy.gguf", "-n", "2", "--json"], prompt);
+        assert_eq!(ran.code, 0, "{prompt:?}: {}", ran.err);
+    }
 }

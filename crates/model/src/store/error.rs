@@ -159,16 +159,19 @@ impl From<StoreError> for SourceError {
     }
 }
 
-/// The next step for the disk errors that have an obvious one.
+/// The next step for each kind of disk error.
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             ". Next: free some space (a pull resumes where it stopped), or set TESSERA_HOME to a larger disk"
         }
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+        io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::PermissionDenied
+        | io::ErrorKind::NotFound
+        | io::ErrorKind::NotADirectory => {
             ". Next: set TESSERA_HOME to a directory that can be written"
         }
-        _ => "",
+        _ => ". Next: check the disk and the path, then try again",
     }
 }
 

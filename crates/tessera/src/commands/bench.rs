@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// Answer the requests of bench/side_by_side on stdin, one JSON object a line.
     #[arg(long, conflicts_with_all = ["only", "repeat", "quick"])]
     serve_stdio: bool,
-    /// What computes: own kernels, or the candle library.
+    /// What computes: own kernels, or the candle library (in builds with `--features candle`).
     #[arg(long, value_enum, env = "TESSERA_BACKEND", default_value_t = BackendName::Cpu)]
     backend: BackendName,
 }

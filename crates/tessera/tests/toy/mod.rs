@@ -4,19 +4,24 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use tessera_model::toy::{Flavour, gguf};
 
-/// A directory with `toy.gguf` and `wrong.gguf`, made once.
+/// A directory with `toy.gguf`, made once, and with `wrong.gguf`, `empty.gguf`, `cut.gguf` and
+/// `nothing`, which are no models.
 fn directory() -> &'static TempDir {
     static DIRECTORY: OnceLock<TempDir> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
         let directory = TempDir::new().unwrap();
-        std::fs::write(directory.path().join("toy.gguf"), gguf(Flavour::Llama, 5)).unwrap();
+        let toy = gguf(Flavour::Llama, 5);
+        std::fs::write(directory.path().join("cut.gguf"), &toy[..toy.len() / 2]).unwrap();
+        std::fs::write(directory.path().join("toy.gguf"), toy).unwrap();
+        std::fs::write(directory.path().join("empty.gguf"), b"").unwrap();
+        std::fs::create_dir(directory.path().join("nothing")).unwrap();
         std::fs::write(directory.path().join("wrong.gguf"), b"this is no model").unwrap();
         directory
     })
@@ -36,9 +41,14 @@ pub struct Ran {
 
 /// Runs the command in the test's directory, offline, with an empty store.
 pub fn tessera(arguments: &[&str], stdin: &str) -> Ran {
+    tessera_at(&file("home"), arguments, stdin)
+}
+
+/// As [`tessera`], with the store somewhere else.
+pub fn tessera_at(home: &Path, arguments: &[&str], stdin: &str) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
     command.args(arguments).current_dir(directory()).env_clear();
-    command.env("TESSERA_HOME", directory().path().join("home"));
+    command.env("TESSERA_HOME", home);
     command.envs([("TESSERA_OFFLINE", "1"), ("NO_COLOR", "1")]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
