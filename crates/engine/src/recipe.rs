@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Settings, find,
+    Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Place, Role, Settings, Site, find,
 };
 use tessera_core::{Error, Result};
 
@@ -146,11 +146,27 @@ fn clash(a: &MethodEntry, b: &MethodEntry) -> Option<String> {
         return Some("a run has one loop".to_owned());
     }
     let places = a.places.iter().flat_map(|p| b.places.iter().map(move |q| (p, q)));
-    places.filter(|(p, q)| p.clashes(**q)).map(|(p, _)| word(p.role)).next()
+    let reason = |(p, q): (&Place, &Place)| {
+        if p.clashes(*q) {
+            return Some(word(p.role));
+        }
+        let met = |one: &Place, other: &Place, (role, with): (Role, Place)| {
+            one.role == role && other.clashes(with)
+        };
+        let found = APART.iter().find(|(pair, _)| met(p, q, *pair) || met(q, p, *pair));
+        found.map(|(_, reason)| (*reason).to_owned())
+    };
+    places.filter_map(reason).next()
 }
 
-fn word(role: tessera_core::entry::Role) -> String {
-    use tessera_core::entry::Role;
+/// Decisions that differ and cannot be taken in one run all the same: a role, a place, the reason.
+const APART: &[((Role, Place), &str)] = &[(
+    (Role::Draft, Place { role: Role::Reduce, site: Site::Layers }),
+    "a schedule of layers goes by the pass, so a guess computed ahead would run other layers than \
+     the plain run gives it",
+)];
+
+fn word(role: Role) -> String {
     let decides = match role {
         Role::Draft => "what is guessed ahead",
         Role::Accept => "what of a draft is committed",

@@ -2,9 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tessera_core::entry::{
-    MethodConfig, Needs, Place, Role, Site, defaults_of, resolve_as, schema_of,
-};
+use tessera_core::entry::{MethodConfig, Needs, defaults_of, resolve_as, schema_of};
 
 use super::*;
 
@@ -48,6 +46,8 @@ static DRAFT_A: MethodEntry = entry("draft-a", Kind::Policy, &[DRAFT]);
 static DRAFT_B: MethodEntry = entry("draft-b", Kind::Policy, &[DRAFT]);
 static KEEP_A: MethodEntry = entry("keep-a", Kind::Policy, &[DECODE]);
 static KEEP_B: MethodEntry = entry("keep-b", Kind::Policy, &[PREFILL]);
+static SKIP: MethodEntry =
+    entry("skip", Kind::Policy, &[Place { role: Role::Reduce, site: Site::Layers }]);
 static LOOP_A: MethodEntry = entry("loop-a", Kind::Loop, &[]);
 static LOOP_B: MethodEntry = entry("loop-b", Kind::Loop, &[]);
 static NONE: MethodEntry =
@@ -59,7 +59,7 @@ static HUNGRY: MethodEntry = MethodEntry {
     ..entry("hungry", Kind::Policy, &[])
 };
 static ENTRIES: &[&MethodEntry] =
-    &[&DRAFT_A, &DRAFT_B, &KEEP_A, &KEEP_B, &LOOP_A, &LOOP_B, &NONE, &PROGRAM, &HUNGRY];
+    &[&DRAFT_A, &DRAFT_B, &KEEP_A, &KEEP_B, &SKIP, &LOOP_A, &LOOP_B, &NONE, &PROGRAM, &HUNGRY];
 
 fn recipe(slugs: &[&str]) -> Result<Recipe> {
     let calls: Vec<MethodCall> = slugs
@@ -75,6 +75,7 @@ fn methods_at_different_places_compose() {
     assert_eq!(all.members().len(), 4);
     assert_eq!(all.exactness(), Exactness::DistributionExact);
     assert_eq!(all.build().unwrap().len(), 4);
+    assert_eq!(recipe(&["skip", "keep-a"]).unwrap().members().len(), 2);
     assert_eq!(all.to_json()[0], json!({"id": "draft-a", "size": 0}));
 }
 
@@ -95,6 +96,8 @@ fn every_wrong_combination_is_refused_by_both_names_and_a_reason() {
         (["none", "draft-b"], "plain run"),
         (["draft-b", "none"], "plain run"),
         (["draft-b", "program"], "own command"),
+        (["skip", "draft-a"], "schedule of layers"),
+        (["draft-a", "skip"], "schedule of layers"),
     ] {
         let error = recipe(&slugs).unwrap_err().to_string();
         assert!(error.contains(reason) && error.contains(slugs[1]), "{error}");

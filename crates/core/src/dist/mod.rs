@@ -18,6 +18,6 @@ pub mod softmax;
 
 pub use key::Key;
 pub use race::Candidate;
-pub use sampler::Sampler;
+pub use sampler::{Sampler, top_k};
 pub use sampling::Sampling;
 pub use softmax::{argmax, log_softmax, log_sum_exp, softmax};

@@ -162,8 +162,12 @@ fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
-/// The `k` first tokens in [`order`], in order; tokens at `-inf` never count.
-fn top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
+/// Fills `kept` (empty) with the `k` tokens of the largest logits, the largest first and the smaller
+/// id first among equals. Tokens at `-inf` or NaN never count.
+///
+/// One comparison per token: what is not above the smallest logit kept so far is passed over in
+/// blocks, so a large vocabulary costs little more than reading it. `k` is at least 1.
+pub fn top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
     let room = (2 * k).max(k.saturating_add(256));
     let mut threshold = f32::NEG_INFINITY;
     for (block, values) in logits.chunks(64).enumerate() {
