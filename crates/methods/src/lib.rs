@@ -7,6 +7,8 @@
 pub mod accept;
 pub mod draft;
 pub mod loops;
+pub mod reduce;
 pub mod registry;
+pub mod template;
 
 pub use registry::ENTRIES;

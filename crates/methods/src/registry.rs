@@ -2,12 +2,17 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::{accept, draft, loops};
+use crate::{accept, draft, loops, reduce};
 
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
+    &draft::cascade::ENTRY,
     &accept::keyed::ENTRY,
     &loops::none::ENTRY,
     &draft::prompt_lookup::ENTRY,
+    &draft::random_tree::ENTRY,
     &accept::residual::ENTRY,
+    &reduce::skipdecode::ENTRY,
+    &draft::skipdecode_draft::ENTRY,
+    &draft::token_recycling::ENTRY,
 ];

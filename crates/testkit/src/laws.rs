@@ -12,7 +12,9 @@ use tessera_core::{
     Backbone, CacheOptions, Control, DraftContext, DraftTree, FinishReason, Lent, Pass, Reveal,
     Segment, TokenId,
 };
-use tessera_engine::{Completion, Model, Recipe, Request, generate};
+use tessera_engine::{
+    Completion, Model, Outcome, Recipe, Request, Sequence, generate, generate_in,
+};
 
 use crate::{Scripted, Words};
 
@@ -33,6 +35,8 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("neutral settings are the plain run", neutral),
     ("a bit-exact method gives the plain run's text", bit_exact),
     ("a drafter keeps its budget and its depth", drafts),
+    ("what a drafter has learnt changes no text", learnt),
+    ("a schedule never takes a skipped layer up again", nested),
 ];
 
 /// Runs every law over every entry; returns one line per breach.
@@ -120,6 +124,14 @@ fn honesty(entry: &'static MethodEntry) -> Finding {
     }
 }
 
+/// Layers of the toys: passes that skip some of them make other logits.
+const LAYERS: usize = 4;
+
+/// A toy whose logits depend on everything it sees, so that guesses fail.
+pub fn hashed_toy(seed: u64) -> Scripted {
+    Scripted::hashed(258, 256, seed, 6.0).with_layers(LAYERS)
+}
+
 /// A toy that mostly says what it said after the last two tokens before, so that guesses come true.
 pub fn repeating_toy() -> Scripted {
     Scripted::new(258, 256, |seen, logits| {
@@ -131,6 +143,7 @@ pub fn repeating_toy() -> Scripted {
             *logit = 6.0 * key.uniform(id) as f32 + if id % 16 == 1 { 3.0 } else { 0.0 };
         }
     })
+    .with_layers(LAYERS)
 }
 
 /// Runs `calls` on a seeded toy, with a slightly different one as its draft model, and returns the
@@ -140,8 +153,7 @@ pub fn toy_run(
     calls: &[MethodCall],
     sampling: Sampling,
 ) -> Result<Completion, String> {
-    let draft = Scripted::hashed(258, 256, 12, 6.0);
-    toy_run_on(&Scripted::hashed(258, 256, 11, 6.0), &draft, entries, calls, sampling)
+    toy_run_on(&hashed_toy(11), &hashed_toy(12), entries, calls, sampling)
 }
 
 /// [`toy_run`] on given models.
@@ -184,7 +196,7 @@ fn bit_exact(entry: &'static MethodEntry) -> Finding {
         return Ok(());
     }
     let call = MethodCall { id: entry.slug.to_owned(), settings: (entry.defaults)() };
-    let (hashed, repeating) = (Scripted::hashed(258, 256, 11, 6.0), repeating_toy());
+    let (hashed, repeating) = (hashed_toy(11), repeating_toy());
     for (toy, draft) in [(&hashed, &repeating), (&repeating, &repeating), (&repeating, &hashed)] {
         for sampling in [Sampling::greedy(), Sampling::neutral(), Sampling::default()] {
             let run = |calls: &[MethodCall]| toy_run_on(toy, draft, &[entry], calls, sampling);
@@ -233,6 +245,74 @@ fn drafts(entry: &'static MethodEntry) -> Finding {
             drafter.draft(&mut context, &mut tree).map_err(|e| e.to_string())?;
             tree.validate(budget, depth, 258).map_err(|e| e.to_string())?;
             ensure(cache.table().len() == known - 1, || "rows were left in the cache".to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// A drafter that has learnt from other models, from the same text, or from both is held to the plain
+/// run's text: its guesses are then random, stale or duplicated.
+fn learnt(entry: &'static MethodEntry) -> Finding {
+    let drafter = entry.places.iter().any(|p| p.role == Role::Draft);
+    if entry.exactness != Exactness::BitExact || !drafter {
+        return Ok(());
+    }
+    let call = MethodCall { id: entry.slug.to_owned(), settings: (entry.defaults)() };
+    let (random, other, toy) = (hashed_toy(21), hashed_toy(22), repeating_toy());
+    let words = Words::bytes();
+    let cancel = AtomicBool::new(false);
+    let run = |sequence: &mut Sequence, toy: &Scripted, text: &[u8], calls: &[MethodCall]| {
+        let recipe = Recipe::resolve(&[entry], calls)?;
+        let mut request = Request { recipe, ..Request::new(words.encode_bytes(text)) };
+        request.sampling = Sampling::neutral();
+        request.max_tokens = Some(60);
+        request.ignore_end = true;
+        let model = Model { backbone: toy, vocabulary: &words, draft: Some(&other) };
+        generate_in(model, sequence, &request, &mut |_| Control::Continue, &cancel)
+    };
+    let fresh = || Sequence::new(&toy, 256).map_err(|e| e.to_string());
+    let texts = |outcome: tessera_core::Result<Outcome>| match outcome {
+        Ok(outcome) => Ok(outcome.choices),
+        Err(error) => Err(error.to_string()),
+    };
+    let prompt = b"some prompt";
+    let plain = texts(run(&mut fresh()?, &toy, prompt, &[]))?;
+    let calls = [call];
+    // Random texts of another model; the model's own, of another prompt; the same request again.
+    let before: [&[(&Scripted, &[u8])]; 4] = [
+        &[(&random, b"noise"), (&random, prompt)],
+        &[(&toy, b"another beginning")],
+        &[(&toy, prompt), (&toy, prompt)],
+        &[(&random, prompt), (&toy, prompt), (&toy, b"some")],
+    ];
+    for requests in before {
+        let mut sequence = fresh()?;
+        for (model, text) in requests {
+            texts(run(&mut sequence, model, text, &calls))?;
+        }
+        let with = texts(run(&mut sequence, &toy, prompt, &calls))?;
+        ensure(with == plain, || format!("{:?} instead of {:?}", with[0], plain[0]))?;
+    }
+    Ok(())
+}
+
+/// Schedules of layers are asked directly: layers in order, in range, and each step's among those of
+/// the step before.
+fn nested(entry: &'static MethodEntry) -> Finding {
+    for layers in [1, 2, 12, 31] {
+        let Ok(Method::Layers(mut schedule)) = (entry.build)(&(entry.defaults)()) else {
+            return Ok(());
+        };
+        let all: Vec<usize> = (0..layers).collect();
+        let mut before = all.clone();
+        for step in 0..300 {
+            let mut active = Vec::new();
+            schedule.layers(step, layers, &mut active).map_err(|e| e.to_string())?;
+            let active = if active.is_empty() { all.clone() } else { active };
+            ensure(active.windows(2).all(|w| w[0] < w[1]), || format!("{active:?} not ascending"))?;
+            let new = active.iter().find(|l| !before.contains(l));
+            ensure(new.is_none(), || format!("step {step} of {layers} layers takes up {new:?}"))?;
+            before = active;
         }
     }
     Ok(())

@@ -70,6 +70,13 @@ impl Scripted {
         })
     }
 
+    /// The same as a model of `layers` layers: a pass that skips some of them makes other logits.
+    #[must_use]
+    pub fn with_layers(mut self, layers: usize) -> Self {
+        self.spec.layers = layers;
+        self
+    }
+
     /// Passes so far.
     pub fn passes(&self) -> usize {
         self.passes.load(Ordering::Relaxed)
@@ -80,7 +87,7 @@ impl Scripted {
         self.rows.load(Ordering::Relaxed)
     }
 
-    fn run(&self, segment: &Segment<'_>, out: &mut [f32]) -> Result<()> {
+    fn run(&self, segment: &Segment<'_>, skipped: usize, out: &mut [f32]) -> Result<()> {
         let Input::Tokens(tokens) = segment.input else {
             return Err(self.lacks("embeddings as input"));
         };
@@ -118,6 +125,11 @@ impl Scripted {
             let logits = &mut out[i * self.spec.vocab..(i + 1) * self.spec.vocab];
             logits.fill(0.0);
             (self.law)(&seen, logits);
+            if skipped > 0 {
+                let key = Key::new(skipped as u64, 0, segment.positions[row]);
+                let noise = |id| skipped as f32 * key.uniform(id) as f32;
+                (0..).zip(logits).for_each(|(id, logit)| *logit += noise(id));
+            }
         }
         Ok(())
     }
@@ -137,7 +149,7 @@ impl Backbone for Scripted {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { masks: true, ..Capabilities::default() }
+        Capabilities { masks: true, layers: true, ..Capabilities::default() }
     }
 
     fn new_cache(&self, options: CacheOptions) -> Result<Box<dyn KvStore>> {
@@ -150,10 +162,11 @@ impl Backbone for Scripted {
         }
         let counts: Vec<usize> =
             pass.segments.iter().map(|s| s.rows_out.count(s.positions.len())).collect();
+        let skipped = (0..self.spec.layers).filter(|&l| !pass.layers.runs(l)).count();
         let mut logits = reveal.prepare(self.spec.vocab, counts.iter().copied());
         for (segment, count) in pass.segments.iter().zip(&counts) {
             let (own, rest) = logits.split_at_mut(count * self.spec.vocab);
-            self.run(segment, own)?;
+            self.run(segment, skipped, own)?;
             logits = rest;
         }
         for segment in pass.segments.iter_mut() {

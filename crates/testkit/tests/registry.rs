@@ -6,7 +6,7 @@ use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
     defaults_of, find, resolve_as, schema_of,
 };
-use tessera_core::{Accept, Decision, Draft, DraftContext, DraftTree};
+use tessera_core::{Accept, Decision, Draft, DraftContext, DraftTree, LayerSchedule};
 use tessera_methods::ENTRIES;
 use tessera_testkit::{laws, source};
 
@@ -157,6 +157,54 @@ impl Accept for Gullible {
     }
 }
 
+/// Guesses the same too many tokens as [`Greedy`], but only once a request has ended.
+#[derive(Debug, Default)]
+struct Hoarder {
+    longest: usize,
+}
+
+impl Draft for Hoarder {
+    fn budget(&self) -> usize {
+        3
+    }
+
+    fn draft(
+        &mut self,
+        context: &mut DraftContext<'_>,
+        tree: &mut DraftTree,
+    ) -> tessera_core::Result<()> {
+        let known = context.tokens.len();
+        if known < self.longest {
+            return Greedy.draft(context, tree);
+        }
+        self.longest = known;
+        Ok(())
+    }
+}
+
+/// Runs the lowest layer only, and all of them at every tenth step.
+#[derive(Debug)]
+struct Relapse;
+
+impl LayerSchedule for Relapse {
+    fn layers(
+        &mut self,
+        step: usize,
+        _: usize,
+        active: &mut Vec<usize>,
+    ) -> tessera_core::Result<()> {
+        active.extend((!step.is_multiple_of(10)).then_some(0));
+        Ok(())
+    }
+}
+
+static HOARDER: MethodEntry = MethodEntry {
+    places: &[Place { role: Role::Draft, site: Site::Whole }],
+    build: |_| Ok(Method::Draft(Box::new(Hoarder::default()))),
+    ..entry::<Good>()
+};
+static RELAPSE: MethodEntry =
+    MethodEntry { build: |_| Ok(Method::Layers(Box::new(Relapse))), ..entry::<Good>() };
 static SPENDER: MethodEntry = MethodEntry {
     places: &[Place { role: Role::Draft, site: Site::Whole }],
     build: |_| Ok(Method::Draft(Box::new(Greedy))),
@@ -188,6 +236,8 @@ fn a_broken_entry_fails_each_law() {
         (&NOT_NEUTRAL, "neutral settings"),
         (&SPENDER, "a drafter keeps its budget"),
         (&GULLIBLE, "a bit-exact method gives"),
+        (&HOARDER, "what a drafter has learnt"),
+        (&RELAPSE, "a schedule never takes"),
     ] {
         let found = laws::check(&[broken]);
         assert!(found.iter().any(|f| f.contains(law)), "{law}: {found:#?}");

@@ -12,10 +12,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Site,
-    defaults_of, read_as, resolve_as, schema_of,
+    Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Site, defaults_of,
+    read_as, resolve_as, schema_of,
 };
 use tessera_core::{Draft, DraftContext, DraftTree, Result, TokenId};
+
+use super::TREES;
 
 /// Settings of prompt lookup.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,7 +71,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
     kind: Kind::Policy,
     places: &[Place { role: Role::Draft, site: Site::Whole }],
     exactness: Exactness::BitExact,
-    needs: Needs::NONE,
+    needs: TREES,
     claims: &[],
     schema: schema_of::<PromptLookup>,
     defaults: defaults_of::<PromptLookup>,

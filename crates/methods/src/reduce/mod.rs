@@ -1,0 +1,3 @@
+//! Policies that decide what is kept, merged, read or skipped.
+
+pub mod skipdecode;
