@@ -10,7 +10,8 @@ const SECONDS: f64 = 0.25;
 /// rounds. Buffers as large as the model sit where the model sits: in the cache or in memory.
 pub fn bandwidth(threads: usize, bytes: usize) -> f64 {
     let words = (bytes / 8 / threads).clamp(1 << 14, 1 << 26);
-    let buffers: Vec<Vec<u64>> = (0..threads).map(|t| vec![t as u64; words]).collect();
+    // Never zeros: those may all be one page that was never written.
+    let buffers: Vec<Vec<u64>> = (1..=threads).map(|t| vec![t as u64; words]).collect();
     let total = (threads * words * 8) as f64;
     // The first round is a warm-up.
     round(&buffers);
