@@ -159,8 +159,16 @@ impl Job<'_> {
 
 /// Most targets fused into one hand-off; more take several.
 const FUSED: usize = 8;
-/// A part reads at least about this many bytes of weights: below, the hand-off dominates.
-const PART_BYTES: usize = 16 << 10;
+/// A part reads at least about this many bytes of weights (fewer with more rows) unless that
+/// leaves a thread without one: a thread that begins a part starts a new stream, and the lines of
+/// results at its edges are fought over.
+const PART_BYTES: usize = 512 << 10;
+/// A product that reads less than this, times its rows, is not worth a hand-off.
+const ALONE_BYTES: usize = 32 << 10;
+/// Up to this many rows a pass is bound by reading weights more than by arithmetic.
+const READING_ROWS: usize = 8;
+/// Most parts a thread: what one that loses its core leaves to the others.
+const PARTS: usize = 8;
 
 /// Passes of more rows than this use matrix tiles where there are any.
 #[cfg(target_arch = "x86_64")]
@@ -227,14 +235,15 @@ fn run(pool: &Pool, a: &Activations, targets: &mut [Target<'_>]) {
     });
 }
 
-/// Strips in a part: about eight parts a thread, but none too small to be worth taking; an even
-/// number, as many rows go through two strips at a time.
+/// Strips in a part: as many parts a thread as are worth it, at most [`PARTS`]; an even number,
+/// as many rows go through two strips at a time.
 fn step(threads: usize, strips: usize, bytes: usize, rows: usize) -> usize {
-    if threads == 1 {
+    if threads == 1 || bytes.saturating_mul(rows.min(16)) < ALONE_BYTES {
         return strips;
     }
-    let least = (PART_BYTES / rows.min(16)).div_ceil((bytes / strips).max(1));
-    strips.div_ceil(8 * threads).max(least).max(1).next_multiple_of(2)
+    let work = bytes.saturating_mul(rows.div_ceil(READING_ROWS));
+    let parts = (work / threads / PART_BYTES).clamp(1, PARTS);
+    strips.div_ceil(parts * threads).next_multiple_of(2)
 }
 
 /// # Safety
