@@ -62,7 +62,7 @@ fn every_path_row_count_and_thread_count_gives_the_same_bits() {
                     for threads in [1, 2, 3] {
                         let pool = pool(threads, isa);
                         let rows: &[usize] = if threads == 1 {
-                            &[1, 2, 3, 5, 6, 7, 8, 9, 16, 17, 30, 64]
+                            &[1, 2, 3, 5, 6, 7, 8, 9, 16, 17, 30, 33, 34, 35, 64]
                         } else {
                             &[1, 3, 8, 17, 64]
                         };

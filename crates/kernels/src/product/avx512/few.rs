@@ -1,5 +1,8 @@
 //! Few rows: weights are unpacked in registers, one strip by up to eight rows at a time. One row
 //! is bound by reading the weights, eight by arithmetic.
+//!
+//! A strip that needs unpacking goes this way for up to two groups of rows: unpacking it again
+//! for the next tile is cheaper than writing it to memory and reading it back.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -15,7 +18,7 @@ use crate::product::activations::Activations;
 const AHEAD: usize = 2048;
 
 /// # Safety
-/// As `super::run`; there are at most 16 rows.
+/// As `super::run`.
 #[inline(always)]
 pub(super) unsafe fn run<F: Format>(job: &Job<'_>, a: &Activations, strips: Range<usize>) {
     for s in strips {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use super::Job;
 use super::activations::{Activations, GROUP};
 use crate::pack::WeightType;
-use crate::pack::strips::{BLOCK, STRIP};
+use crate::pack::strips::{BLOCK, STRIP, VECTOR};
 use formats::{Format, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
 
 /// # Safety
@@ -54,14 +54,17 @@ formats!(
     run_format_q6_k: Q6K
 );
 
-/// Passes of more rows than this unpack weights to memory first.
-const FEW: usize = 8;
+/// Passes of more rows than this go through two strips at a time: of codes that are bytes
+/// already, and of codes that are unpacked.
+const FEW: [usize; 2] = [8, 32];
+/// Bytes of the codes of a block that need no unpacking.
+const PLAIN: usize = 8 * VECTOR;
 
 #[inline(always)]
 unsafe fn run_format<F: Format>(job: &Job<'_>, a: &Activations, strips: Range<usize>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if a.rows() <= FEW {
+        if a.rows() <= FEW[usize::from(F::CODES < PLAIN)] {
             few::run::<F>(job, a, strips);
         } else {
             many::run::<F>(job, a, strips);
