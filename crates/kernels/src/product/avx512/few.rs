@@ -9,18 +9,23 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::formats::Format;
-use super::{Rows, store};
+use super::{PLAIN, Rows, store};
+use crate::isa::asks_ahead;
 use crate::pack::strips::{BLOCK, VECTOR};
 use crate::product::Job;
 use crate::product::activations::Activations;
 
-/// How far ahead of the codes in use the stream is asked for.
+/// How far ahead of the codes in use the stream is asked for, where that helps.
 const AHEAD: usize = 2048;
+/// From this many rows on the arithmetic leaves gaps in the stream that no prefetcher of the
+/// machine's own follows, so narrow codes are asked for in any case.
+const SLOW: usize = 6;
 
 /// # Safety
 /// As `super::run`.
 #[inline(always)]
 pub(super) unsafe fn run<F: Format>(job: &Job<'_>, a: &Activations, strips: Range<usize>) {
+    let asks = asks_ahead();
     for s in strips {
         let strip = job.weights.strip(s).as_ptr();
         let mut r = 0;
@@ -29,14 +34,14 @@ pub(super) unsafe fn run<F: Format>(job: &Job<'_>, a: &Activations, strips: Rang
             unsafe {
                 let n = (a.rows() - r).min(8);
                 match n {
-                    1 => tile_store::<F, 1>(job, a, s, strip, r),
-                    2 => tile_store::<F, 2>(job, a, s, strip, r),
-                    3 => tile_store::<F, 3>(job, a, s, strip, r),
-                    4 => tile_store::<F, 4>(job, a, s, strip, r),
-                    5 => tile_store::<F, 5>(job, a, s, strip, r),
-                    6 => tile_store::<F, 6>(job, a, s, strip, r),
-                    7 => tile_store::<F, 7>(job, a, s, strip, r),
-                    _ => tile_store::<F, 8>(job, a, s, strip, r),
+                    1 => tile_store::<F, 1>(job, a, s, strip, r, asks),
+                    2 => tile_store::<F, 2>(job, a, s, strip, r, asks),
+                    3 => tile_store::<F, 3>(job, a, s, strip, r, asks),
+                    4 => tile_store::<F, 4>(job, a, s, strip, r, asks),
+                    5 => tile_store::<F, 5>(job, a, s, strip, r, asks),
+                    6 => tile_store::<F, 6>(job, a, s, strip, r, asks),
+                    7 => tile_store::<F, 7>(job, a, s, strip, r, asks),
+                    _ => tile_store::<F, 8>(job, a, s, strip, r, asks),
                 }
                 r += n;
             }
@@ -51,11 +56,12 @@ unsafe fn tile_store<F: Format, const R: usize>(
     s: usize,
     strip: *const u8,
     r: usize,
+    asks: bool,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let rows = Rows::new(a, r, F::start(a.planes()), F::HALVES);
-        let acc = tile::<F, R>(strip, rows, a.blocks());
+        let acc = tile::<F, R>(strip, rows, a.blocks(), asks || R >= SLOW && F::CODES < PLAIN);
         for (i, acc) in acc.into_iter().enumerate() {
             store(job, r + i, s, acc);
         }
@@ -68,15 +74,18 @@ unsafe fn tile<F: Format, const R: usize>(
     strip: *const u8,
     rows: Rows,
     blocks: usize,
+    asks: bool,
 ) -> [__m512; R] {
     // SAFETY: the strip has `blocks` blocks and the rows that many activations; a prefetch may
     // point anywhere.
     unsafe {
         let mut acc = [_mm512_setzero_ps(); R];
         for b in 0..blocks {
-            let ahead = F::codes_at(strip, b).wrapping_add(AHEAD);
-            for line in 0..F::CODES / VECTOR + 1 {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * VECTOR).cast());
+            if asks {
+                let ahead = F::codes_at(strip, b).wrapping_add(AHEAD);
+                for line in 0..F::CODES / VECTOR + 1 {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * VECTOR).cast());
+                }
             }
             let w = F::block(strip, b);
             let slot = b * rows.group;
