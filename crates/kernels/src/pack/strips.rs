@@ -10,6 +10,7 @@
 //! | type | stream of a strip | OFFSET |
 //! |---|---|---|
 //! | Q8_0 | for two blocks: d of the first (16 f16), d of the second, 8 + 8 vectors | 128 |
+//! | Q4_0 | for two blocks: d, d, then per block 4 nibble vectors | 8 |
 //! | Q5_0 | for two blocks: d, d, then per block 4 nibble vectors and 1 vector of fifth bits | 16 |
 //! | Q4_1 | per block: d (16 f16), m (16 f16), 4 nibble vectors | - |
 //! | Q4_K | per 256: d, dmin (16 f16 each), 8 x (16 scales, 16 minimums) u8, 8 x 4 nibble vectors | - |
@@ -33,6 +34,8 @@ pub(crate) const VECTOR: usize = 64;
 
 /// Bytes of two Q8_0 blocks of a strip.
 pub(crate) const Q8_0_PAIR: usize = VECTOR + 2 * 8 * VECTOR;
+/// Bytes of two Q4_0 blocks of a strip.
+pub(crate) const Q4_0_PAIR: usize = VECTOR + 2 * 4 * VECTOR;
 /// Bytes of two Q5_0 blocks of a strip.
 pub(crate) const Q5_0_PAIR: usize = VECTOR + 2 * 5 * VECTOR;
 /// Bytes of a Q4_1 block of a strip.
@@ -50,6 +53,7 @@ pub(crate) const Q6_K_SUPER: usize = Q6_K_HEAD + 8 * 6 * VECTOR;
 pub(crate) const fn offset(ty: WeightType) -> u8 {
     match ty {
         WeightType::Q8_0 => 128,
+        WeightType::Q4_0 => 8,
         WeightType::Q5_0 => 16,
         WeightType::Q6K => 32,
         _ => 0,
@@ -61,6 +65,7 @@ pub(crate) fn strip_bytes(ty: WeightType, cols: usize) -> Result<usize> {
     let blocks = cols / BLOCK;
     let (units, bytes, rest) = match ty {
         WeightType::Q8_0 => (blocks / 2, Q8_0_PAIR, (blocks % 2) * 9 * VECTOR),
+        WeightType::Q4_0 => (blocks / 2, Q4_0_PAIR, (blocks % 2) * 5 * VECTOR),
         WeightType::Q5_0 => (blocks / 2, Q5_0_PAIR, (blocks % 2) * 6 * VECTOR),
         WeightType::Q4_1 => (blocks, Q4_1_BLOCK, 0),
         WeightType::Q4K => (blocks / 8, Q4_K_SUPER, 0),
@@ -75,10 +80,20 @@ pub(crate) fn strip_bytes(ty: WeightType, cols: usize) -> Result<usize> {
         .ok_or(KernelError::Overflow("a strip of weights"))
 }
 
+/// Bytes of two blocks of a type that shares a line of scales between them.
+const fn pair_bytes(ty: WeightType) -> usize {
+    match ty {
+        WeightType::Q8_0 => Q8_0_PAIR,
+        WeightType::Q5_0 => Q5_0_PAIR,
+        _ => Q4_0_PAIR,
+    }
+}
+
 /// Where the codes of block `b` begin in a strip.
 pub(crate) const fn codes_at(ty: WeightType, b: usize) -> usize {
     match ty {
         WeightType::Q8_0 => b / 2 * Q8_0_PAIR + VECTOR + b % 2 * 8 * VECTOR,
+        WeightType::Q4_0 => b / 2 * Q4_0_PAIR + VECTOR + b % 2 * 4 * VECTOR,
         WeightType::Q5_0 => b / 2 * Q5_0_PAIR + VECTOR + b % 2 * 5 * VECTOR,
         WeightType::Q4_1 => b * Q4_1_BLOCK + VECTOR,
         WeightType::Q4K => b / 8 * Q4_K_SUPER + Q4_K_HEAD + b % 8 * 4 * VECTOR,
@@ -91,12 +106,8 @@ pub(super) fn pack_row(ty: WeightType, raw: &[u8], i: usize, strip: &mut [u8]) {
     let blocks_of = ty.block_len() / BLOCK;
     for (n, raw) in raw.chunks_exact(ty.block_bytes()).enumerate() {
         match ty {
-            WeightType::Q8_0 => {
-                let at = n / 2 * Q8_0_PAIR + n % 2 * 32 + 2 * i;
-                strip[at..at + 2].copy_from_slice(&raw[..2]);
-            }
-            WeightType::Q5_0 => {
-                let at = n / 2 * Q5_0_PAIR + n % 2 * 32 + 2 * i;
+            WeightType::Q8_0 | WeightType::Q5_0 | WeightType::Q4_0 => {
+                let at = n / 2 * pair_bytes(ty) + n % 2 * 32 + 2 * i;
                 strip[at..at + 2].copy_from_slice(&raw[..2]);
             }
             WeightType::Q4_1 => {
@@ -153,9 +164,10 @@ fn pack_codes(ty: WeightType, raw: &[u8], b: usize, i: usize, lines: &mut [u8]) 
             }
         }
         // Byte `k` of these GGUF blocks holds values `k` and `k + 16`, as a nibble vector does.
-        WeightType::Q4_1 => {
+        WeightType::Q4_0 | WeightType::Q4_1 => {
+            let from = if ty == WeightType::Q4_0 { 2 } else { 4 };
             for p in 0..4 {
-                put(p, word(raw, 4 + 4 * p));
+                put(p, word(raw, from + 4 * p));
             }
         }
         WeightType::Q5_0 => {
@@ -258,9 +270,8 @@ pub(crate) const fn has_minimum(ty: WeightType) -> bool {
 /// The two scales and the minimum of row `i` in block `b`; the products are exact in f32.
 fn scales(ty: WeightType, strip: &[u8], b: usize, i: usize) -> (f32, f32, f32) {
     match ty {
-        WeightType::Q8_0 | WeightType::Q5_0 => {
-            let pair = if ty == WeightType::Q8_0 { Q8_0_PAIR } else { Q5_0_PAIR };
-            let d = half_at(strip, b / 2 * pair + b % 2 * 32 + 2 * i);
+        WeightType::Q8_0 | WeightType::Q5_0 | WeightType::Q4_0 => {
+            let d = half_at(strip, b / 2 * pair_bytes(ty) + b % 2 * 32 + 2 * i);
             (d, d, 0.0)
         }
         WeightType::Q4_1 => {

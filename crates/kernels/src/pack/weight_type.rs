@@ -109,7 +109,8 @@ impl WeightType {
     pub const fn is_fast(self) -> bool {
         matches!(
             self,
-            WeightType::Q4_1
+            WeightType::Q4_0
+                | WeightType::Q4_1
                 | WeightType::Q5_0
                 | WeightType::Q8_0
                 | WeightType::Q4K

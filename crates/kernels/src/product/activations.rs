@@ -46,6 +46,8 @@ pub(crate) struct Planes {
     pub sum: Vec<f32>,
     /// `-128 * sum`.
     pub n128: Vec<i32>,
+    /// `-8 * sum`.
+    pub n8: Vec<i32>,
     /// `-16 * sum`.
     pub n16: Vec<i32>,
     /// `-32 * sum` of each half of 16, side by side.
@@ -183,6 +185,7 @@ impl Planes {
         self.s.resize(n, 0.0);
         self.sum.resize(n, 0.0);
         self.n128.resize(n, 0);
+        self.n8.resize(n, 0);
         self.n16.resize(n, 0);
         self.n32.resize(2 * n, 0);
     }
@@ -206,6 +209,7 @@ struct PlanePointers {
     s: *mut f32,
     sum: *mut f32,
     n128: *mut i32,
+    n8: *mut i32,
     n16: *mut i32,
     n32: *mut i32,
 }
@@ -220,6 +224,7 @@ impl PlanePointers {
             s: p.s.as_mut_ptr(),
             sum: p.sum.as_mut_ptr(),
             n128: p.n128.as_mut_ptr(),
+            n8: p.n8.as_mut_ptr(),
             n16: p.n16.as_mut_ptr(),
             n32: p.n32.as_mut_ptr(),
         }
@@ -297,6 +302,7 @@ unsafe fn quantize_row_body(
             // |sum| is at most 32 * 127, exact in f32.
             p.sum.add(at).write(sum as f32 * s);
             p.n128.add(at).write(-128 * sum);
+            p.n8.add(at).write(-8 * sum);
             p.n16.add(at).write(-16 * sum);
             p.n32.add(2 * at).write(-32 * low);
             p.n32.add(2 * at + 1).write(-32 * high);
@@ -439,6 +445,7 @@ mod tests {
                 assert_eq!(bits(&got.ints.s), bits(&want.ints.s));
                 assert_eq!(bits(&got.ints.sum), bits(&want.ints.sum));
                 assert_eq!(got.ints.n128, want.ints.n128);
+                assert_eq!(got.ints.n8, want.ints.n8);
                 assert_eq!(got.ints.n16, want.ints.n16);
                 assert_eq!(got.ints.n32, want.ints.n32);
             }
@@ -447,6 +454,7 @@ mod tests {
         let (blocks, at) = (7, 16 * 7 + 6 * 5 + 4);
         assert_eq!(slot(20, 6, rows, blocks), at);
         let sum: i32 = want.ints.q[at * 32..][..32].iter().map(|&q| i32::from(q)).sum();
+        assert_eq!(want.ints.n8[at], -8 * sum);
         assert_eq!(want.ints.n16[at], -16 * sum);
         assert_eq!(want.ints.n32[2 * at] + want.ints.n32[2 * at + 1], -32 * sum);
     }

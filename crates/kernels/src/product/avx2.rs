@@ -14,7 +14,8 @@ use super::Job;
 use super::activations::{Activations, Planes, slot};
 use crate::pack::WeightType;
 use crate::pack::strips::{
-    BLOCK, Q4_1_BLOCK, Q4_K_SUPER, Q5_0_PAIR, Q6_K_SUPER, Q8_0_PAIR, STRIP, VECTOR, codes_at,
+    BLOCK, Q4_0_PAIR, Q4_1_BLOCK, Q4_K_SUPER, Q5_0_PAIR, Q6_K_SUPER, Q8_0_PAIR, STRIP, VECTOR,
+    codes_at,
 };
 
 /// How far ahead of the codes in use the stream is asked for.
@@ -57,6 +58,7 @@ pub(super) unsafe fn run(job: &Job<'_>, a: &Activations, strips: Range<usize>) {
         match job.weights.ty() {
             WeightType::Q8_0 => run_format::<Q8_0>(job, a, strips),
             WeightType::Q5_0 => run_format::<Q5_0>(job, a, strips),
+            WeightType::Q4_0 => run_format::<Q4_0>(job, a, strips),
             WeightType::Q4_1 => run_format::<Q4_1>(job, a, strips),
             WeightType::Q4K => run_format::<Q4K>(job, a, strips),
             _ => run_format::<Q6K>(job, a, strips),
@@ -294,6 +296,29 @@ impl Format for Q5_0 {
             merge(&mut codes[6], _mm256_srli_epi16::<2>(fifth), bit);
             merge(&mut codes[7], _mm256_srli_epi16::<3>(fifth), bit);
             Half { codes, d, d_high: d, m: d }
+        }
+    }
+}
+
+struct Q4_0;
+
+impl Format for Q4_0 {
+    const TYPE: WeightType = WeightType::Q4_0;
+    const MINIMUM: bool = false;
+    const HALVES: bool = false;
+    const SIGNED: bool = false;
+    const GROUPS: usize = 8;
+
+    fn start(planes: &Planes) -> *const i32 {
+        planes.n8.as_ptr()
+    }
+
+    #[inline(always)]
+    unsafe fn half(strip: *const u8, b: usize, h: usize) -> Half {
+        // SAFETY: `b` is a block of the strip.
+        unsafe {
+            let d = halves(strip.add(b / 2 * Q4_0_PAIR + b % 2 * 32 + 16 * h));
+            Half { codes: nibbles(strip.add(codes_at(Self::TYPE, b)), h), d, d_high: d, m: d }
         }
     }
 }

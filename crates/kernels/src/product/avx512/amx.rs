@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::ahead::Ahead;
-use super::formats::{Format, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
+use super::formats::{Format, Q4_0, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
 use super::store;
 use super::tiles::{Hardware, Tiles};
 use crate::pack::strips::{BLOCK, STRIP, VECTOR};
@@ -125,6 +125,7 @@ pub(super) unsafe fn run_on<T: Tiles>(
         match job.weights.ty() {
             WeightType::Q8_0 => run_format::<Q8_0, T>(tiles, job, a, strips),
             WeightType::Q5_0 => run_format::<Q5_0, T>(tiles, job, a, strips),
+            WeightType::Q4_0 => run_format::<Q4_0, T>(tiles, job, a, strips),
             WeightType::Q4_1 => run_format::<Q4_1, T>(tiles, job, a, strips),
             WeightType::Q4K => run_format::<Q4K, T>(tiles, job, a, strips),
             _ => run_format::<Q6K, T>(tiles, job, a, strips),

@@ -4,7 +4,8 @@
 use std::arch::x86_64::*;
 
 use crate::pack::strips::{
-    Q4_1_BLOCK, Q4_K_HEAD, Q4_K_SUPER, Q5_0_PAIR, Q6_K_HEAD, Q6_K_SUPER, Q8_0_PAIR, STRIP, VECTOR,
+    Q4_0_PAIR, Q4_1_BLOCK, Q4_K_HEAD, Q4_K_SUPER, Q5_0_PAIR, Q6_K_HEAD, Q6_K_SUPER, Q8_0_PAIR,
+    STRIP, VECTOR,
 };
 use crate::product::activations::Planes;
 
@@ -136,6 +137,34 @@ impl Format for Q5_0 {
                 *code = _mm512_ternarylogic_epi32::<OR_AND>(*code, high, bit);
             }
             Block { codes, d, d_high: d, m: d }
+        }
+    }
+}
+
+pub(super) struct Q4_0;
+
+impl Format for Q4_0 {
+    const MINIMUM: bool = false;
+    const HALVES: bool = false;
+    const OFFSET: i8 = 8;
+    const CODES: usize = 4 * VECTOR;
+
+    #[inline(always)]
+    fn start(planes: &Planes) -> *const i32 {
+        planes.n8.as_ptr()
+    }
+
+    #[inline(always)]
+    fn codes_at(strip: *const u8, b: usize) -> *const u8 {
+        strip.wrapping_add(b / 2 * Q4_0_PAIR + VECTOR + b % 2 * 4 * VECTOR)
+    }
+
+    #[inline(always)]
+    unsafe fn block(strip: *const u8, b: usize) -> Block {
+        // SAFETY: `b` is a block of the strip.
+        unsafe {
+            let d = halves(strip.add(b / 2 * Q4_0_PAIR + b % 2 * 32));
+            Block { codes: nibbles(Self::codes_at(strip, b)), d, d_high: d, m: d }
         }
     }
 }

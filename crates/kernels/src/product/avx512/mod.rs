@@ -19,7 +19,7 @@ use super::Job;
 use super::activations::{Activations, GROUP};
 use crate::pack::WeightType;
 use crate::pack::strips::{BLOCK, STRIP, VECTOR};
-use formats::{Format, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
+use formats::{Format, Q4_0, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
 
 /// # Safety
 /// As [`super::run_strips`]; the machine has AVX-512 VNNI.
@@ -29,6 +29,7 @@ pub(super) unsafe fn run(job: &Job<'_>, a: &Activations, strips: Range<usize>) {
         match job.weights.ty() {
             WeightType::Q8_0 => run_format_q8_0(job, a, strips),
             WeightType::Q5_0 => run_format_q5_0(job, a, strips),
+            WeightType::Q4_0 => run_format_q4_0(job, a, strips),
             WeightType::Q4_1 => run_format_q4_1(job, a, strips),
             WeightType::Q4K => run_format_q4_k(job, a, strips),
             _ => run_format_q6_k(job, a, strips),
@@ -49,6 +50,7 @@ macro_rules! formats {
 formats!(
     run_format_q8_0: Q8_0,
     run_format_q5_0: Q5_0,
+    run_format_q4_0: Q4_0,
     run_format_q4_1: Q4_1,
     run_format_q4_k: Q4K,
     run_format_q6_k: Q6K
