@@ -2,11 +2,12 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::{accept, draft, loops, reduce};
+use crate::{accept, draft, loops, programs, reduce};
 
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
     &draft::cascade::ENTRY,
+    &programs::finequant::ENTRY,
     &accept::keyed::ENTRY,
     &loops::none::ENTRY,
     &draft::prompt_lookup::ENTRY,

@@ -372,7 +372,7 @@ pub(crate) fn linear_factors(factor: Option<f32>, head_dim: usize) -> Option<Vec
 
 /// 1/sqrt of the head width, but for the 62-layer Gemma 3 (27B), which was trained with
 /// 1/sqrt(hidden / heads); GGUF files do not carry the number.
-fn default_attention_scale(
+pub(crate) fn default_attention_scale(
     arch: Architecture,
     layers: usize,
     hidden: usize,

@@ -9,6 +9,7 @@ pub mod cpu;
 mod file_error;
 pub mod gguf;
 mod hyper;
+pub mod quantise;
 mod safetensors;
 mod source;
 pub mod store;

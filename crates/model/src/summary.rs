@@ -69,7 +69,7 @@ impl FileSummary {
             parameters: file.tensors().iter().map(|t| t.shape.elements() as u64).sum(),
             bytes: file.file_bytes(),
             tensors: file.tensors().len(),
-            types: shares(file.tensors().iter().map(|t| (t.ty.name(), t.bytes()))),
+            types: shares(file.tensors().iter().map(|t| (t.stored_name(), t.bytes()))),
             vocabulary: meta.array_of("tokenizer.ggml.tokens").map(|(_, count)| count),
             tokenizer,
             license: text("general.license"),

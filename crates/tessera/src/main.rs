@@ -69,6 +69,11 @@ enum Command {
     Methods(commands::methods::Arguments),
     /// Measure a model's speed on this machine.
     Bench(commands::bench::Arguments),
+    /// Store a model's weights in fewer bits.
+    #[command(visible_alias = "quantise")]
+    Quantize(commands::quantize::Arguments),
+    /// How well a model predicts a text.
+    Perplexity(commands::perplexity::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +91,8 @@ fn main() -> ExitCode {
         Command::Rm(arguments) => commands::rm::run(globals, arguments),
         Command::Methods(arguments) => commands::methods::run(globals, arguments),
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
+        Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
+        Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

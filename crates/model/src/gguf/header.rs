@@ -7,7 +7,7 @@ use super::cursor::{Cursor, Short, Span};
 use super::metadata::{Entry, Metadata, ValueType};
 use super::source::Source;
 use super::tensor_type::weight_type;
-use super::{Shape, TensorInfo};
+use super::{Compact, Shape, TensorInfo};
 use crate::file_error::{Fault, quoted, quoted_bytes};
 
 /// Real files have some 30 keys; bounds the table kept for them.
@@ -241,7 +241,11 @@ fn tensor(cursor: &mut Cursor<'_>, i: usize) -> Result<TensorInfo, Fault> {
     }
     let dims = &mut dims[..rank as usize];
     let id = cursor.u32().map_err(|short| short.at(field("type")))?;
-    let ty = weight_type(id, || field("type"))?;
+    let compact = Compact::from_number(id);
+    let ty = match compact {
+        Some(compact) => compact.expanded(),
+        None => weight_type(id, || field("type"))?,
+    };
     let offset = cursor.u64().map_err(|short| short.at(field("offset")))?;
 
     if dims.contains(&0) {
@@ -255,7 +259,13 @@ fn tensor(cursor: &mut Cursor<'_>, i: usize) -> Result<TensorInfo, Fault> {
         Fault::malformed(field("dimensions"), found, "a product that fits the file")
     };
     let shape = Shape::from_u64(dims).ok_or_else(too_big)?;
-    let Ok(row) = ty.row_bytes(shape.cols()) else {
+    // Before the stored size is asked for: a compact row is never longer than its expanded form.
+    let expanded = ty.row_bytes(shape.cols()).ok();
+    let stored = match compact {
+        Some(compact) => expanded.and_then(|_| compact.row_bytes(shape.cols())),
+        None => expanded,
+    };
+    let Some(row) = stored else {
         let block = ty.block_len();
         return Err(Fault::malformed(
             field("dimensions"),
@@ -265,7 +275,7 @@ fn tensor(cursor: &mut Cursor<'_>, i: usize) -> Result<TensorInfo, Fault> {
     };
     let bytes = row.checked_mul(shape.rows()).filter(|bytes| isize::try_from(*bytes).is_ok());
     let bytes = bytes.ok_or_else(too_big)? as u64;
-    Ok(TensorInfo { name, ty, shape, offset, bytes })
+    Ok(TensorInfo { name, ty, compact, shape, offset, bytes })
 }
 
 fn alignment(metadata: &Metadata) -> Result<u32, Fault> {

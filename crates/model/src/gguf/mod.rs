@@ -15,6 +15,7 @@
 //! data is read by position into the caller's buffer, never mapped: a file that is cut short after
 //! it was opened gives an error, not a signal.
 
+mod compact;
 mod cursor;
 mod header;
 mod metadata;
@@ -25,13 +26,14 @@ mod writer;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use compact::Compact;
 pub use metadata::{Metadata, StrArray, ValueType};
 pub use tensor_type::tensor_type_name;
 use tessera_kernels::WeightType;
 
 use crate::file_error::{Fault, FileError, quoted};
 pub(crate) use source::Source;
-pub use writer::{GgufWriter, MetaValue};
+pub use writer::{GgufWriter, MetaValue, Stored};
 
 /// An opened and checked GGUF file. Reading takes `&self`, so threads may share it.
 #[derive(Debug)]
@@ -107,8 +109,10 @@ impl std::fmt::Display for Shape {
 pub struct TensorInfo {
     /// Its name, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// How its values are stored; always a supported type.
+    /// How its values are read; always a supported type.
     pub ty: WeightType,
+    /// How its values are stored, where that is not `ty`: expanded to it when read.
+    pub compact: Option<Compact>,
     /// Its extents, outermost first.
     pub shape: Shape,
     /// Position of its first byte in the file.
@@ -118,15 +122,25 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Length of the data in bytes.
+    /// Length of the data in the file, in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Length of one row in bytes.
+    /// Name of the type that it is stored in.
+    pub fn stored_name(&self) -> &'static str {
+        self.compact.map_or(self.ty.name(), Compact::name)
+    }
+
+    /// Length of one row in the file, in bytes.
     pub fn row_bytes(&self) -> usize {
         // A row was checked to be whole blocks when the file was opened.
-        self.ty.row_bytes(self.shape.cols()).unwrap_or_default()
+        let cols = self.shape.cols();
+        let bytes = match self.compact {
+            Some(compact) => compact.row_bytes(cols),
+            None => self.ty.row_bytes(cols).ok(),
+        };
+        bytes.unwrap_or_default()
     }
 }
 
@@ -247,13 +261,21 @@ impl Gguf {
             Fault::Io { field: field(), source, next }.at(&self.path)
         };
         // Within the tensor, whose end was checked: neither product nor sum can wrap.
-        let start = info.offset + (rows.start * info.row_bytes()) as u64;
-        let len = (rows.end - rows.start) * info.row_bytes();
+        let row = info.row_bytes();
+        let start = info.offset + (rows.start * row) as u64;
+        let len = (rows.end - rows.start) * row;
         let (need, now) = (start + len as u64, self.source.len_now().map_err(io)?);
         if need > now {
             return Err(Fault::Truncated { field: field(), need, len: now }.at(&self.path));
         }
-        out.resize(len, 0);
-        self.source.read_exact_at(out, start).map_err(io)
+        let Some(compact) = info.compact else {
+            out.resize(len, 0);
+            return self.source.read_exact_at(out, start).map_err(io);
+        };
+        let mut stored = vec![0; len];
+        self.source.read_exact_at(&mut stored, start).map_err(io)?;
+        out.clear();
+        stored.chunks_exact(row.max(1)).for_each(|r| compact.expand(r, info.shape.cols(), out));
+        Ok(())
     }
 }

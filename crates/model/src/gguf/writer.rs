@@ -5,7 +5,7 @@ use std::path::Path;
 use tessera_kernels::WeightType;
 
 use super::header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT};
-use super::{Gguf, Shape, ValueType};
+use super::{Compact, Gguf, Shape, ValueType};
 use crate::file_error::{Fault, FileError, quoted};
 use crate::whole_file::{put, write_whole};
 
@@ -48,9 +48,50 @@ impl From<f32> for MetaValue {
 #[derive(Debug)]
 struct Declared {
     name: String,
-    ty: WeightType,
+    ty: Stored,
     shape: Shape,
     data: Option<Vec<u8>>,
+}
+
+/// How a tensor is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// In a type of the ggml format.
+    Standard(WeightType),
+    /// In one of this engine's own.
+    Compact(Compact),
+}
+
+impl Stored {
+    fn number(self) -> u32 {
+        match self {
+            Self::Standard(ty) => ty.ggml(),
+            Self::Compact(compact) => compact.number(),
+        }
+    }
+
+    /// The name of the type, as `tessera show` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standard(ty) => ty.name(),
+            Self::Compact(compact) => compact.name(),
+        }
+    }
+
+    /// Bytes of a tensor; `None` for a shape that the type cannot have.
+    pub fn bytes(self, shape: &Shape) -> Option<u64> {
+        let row = match self {
+            Self::Standard(ty) => ty.row_bytes(shape.cols()).ok(),
+            Self::Compact(compact) => compact.row_bytes(shape.cols()),
+        };
+        row?.checked_mul(shape.rows()).map(|bytes| bytes as u64)
+    }
+}
+
+impl From<WeightType> for Stored {
+    fn from(ty: WeightType) -> Self {
+        Self::Standard(ty)
+    }
 }
 
 /// Collects metadata and tensors, then writes a file of version 3.
@@ -109,12 +150,26 @@ impl GgufWriter {
 
     /// Adds a tensor with its bytes.
     pub fn tensor(&mut self, name: &str, ty: WeightType, shape: Shape, data: Vec<u8>) -> &mut Self {
+        let ty = Stored::Standard(ty);
         self.tensors.push(Declared { name: name.to_owned(), ty, shape, data: Some(data) });
         self
     }
 
+    /// Replaces a tensor, or adds it.
+    pub fn replace(
+        &mut self,
+        name: &str,
+        ty: WeightType,
+        shape: Shape,
+        data: Vec<u8>,
+    ) -> &mut Self {
+        self.tensors.retain(|tensor| tensor.name != name);
+        self.tensor(name, ty, shape, data)
+    }
+
     /// Adds a tensor whose bytes are asked for when the file is written.
-    pub fn declare(&mut self, name: &str, ty: WeightType, shape: Shape) -> &mut Self {
+    pub fn declare(&mut self, name: &str, ty: impl Into<Stored>, shape: Shape) -> &mut Self {
+        let ty = ty.into();
         self.tensors.push(Declared { name: name.to_owned(), ty, shape, data: None });
         self
     }
@@ -198,7 +253,7 @@ impl GgufWriter {
             let dims = tensor.shape.dims();
             out.extend((dims.len() as u32).to_le_bytes());
             dims.iter().rev().for_each(|dim| out.extend((*dim as u64).to_le_bytes()));
-            out.extend(tensor.ty.ggml().to_le_bytes());
+            out.extend(tensor.ty.number().to_le_bytes());
             out.extend(offset.to_le_bytes());
             let bytes = bytes_of(tensor)?;
             let next =
@@ -214,10 +269,10 @@ impl GgufWriter {
 }
 
 fn bytes_of(tensor: &Declared) -> Result<u64, Fault> {
-    let rows = tensor.shape.rows();
-    tensor.ty.matrix_bytes(rows, tensor.shape.cols()).map(|bytes| bytes as u64).map_err(|error| {
+    tensor.ty.bytes(&tensor.shape).ok_or_else(|| {
         let field = format!("tensor {}: dimensions", quoted(&tensor.name));
-        Fault::malformed(field, tensor.shape, error.to_string())
+        let expected = format!("rows of whole blocks of {}, of a size that fits", tensor.ty.name());
+        Fault::malformed(field, tensor.shape, expected)
     })
 }
 

@@ -1,0 +1,3 @@
+//! Methods that read a model and produce something.
+
+pub mod finequant;
