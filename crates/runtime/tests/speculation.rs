@@ -5,12 +5,17 @@
 //! Qwen 0.5B. `--nocapture` shows the tokens committed per pass.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use tessera_core::entry::Method;
+use tessera_core::{Draft, DraftContext, DraftTree, Verdict};
+use tessera_methods::draft::token_recycling::{self, Adjacency};
+use tessera_methods::template::{RANK_PRIOR, RANKS};
 use tessera_model::store::testing::find_test_model;
 use tessera_runtime::{
-    Control, CostCurve, METHODS, Message, MethodCall, Options, Outcome, Prompt, Recipe, Request,
-    Sampling, Sequence, Session,
+    Control, CostCurve, METHODS, Message, MethodCall, MethodEntry, Options, Outcome, Prompt,
+    Recipe, Request, Sampling, Sequence, Session,
 };
 
 const RECIPES: &[&str] = &[
@@ -131,4 +136,58 @@ fn a_schedule_of_layers_is_plain_when_all_run_and_leaves_no_rows_behind() {
     // What the schedule skipped is not read by the next request.
     request.recipe = Recipe::plain();
     assert_eq!(answer(&session, &mut sequence, &request).choices, plain.choices);
+}
+
+/// Guesses nothing and counts at which rank of its predecessor's row each token is.
+#[derive(Debug, Default)]
+struct Watch(Adjacency);
+
+/// Tokens by rank; the last place counts those of no rank.
+static FOUND: Mutex<[u32; RANKS + 1]> = Mutex::new([0; RANKS + 1]);
+
+static WATCH: MethodEntry = MethodEntry {
+    build: |_| Ok(Method::Draft(Box::new(Watch::default()))),
+    ..token_recycling::ENTRY
+};
+
+impl Draft for Watch {
+    fn budget(&self) -> usize {
+        0
+    }
+
+    fn draft(&mut self, _: &mut DraftContext<'_>, _: &mut DraftTree) -> tessera_core::Result<()> {
+        Ok(())
+    }
+
+    fn observe(&mut self, verdict: &Verdict<'_>) -> tessera_core::Result<()> {
+        let row = verdict.tokens.last().map_or(&[][..], |&root| self.0.row(root));
+        if !row.is_empty() {
+            let rank = row.iter().position(|&t| t == verdict.next).unwrap_or(RANKS);
+            FOUND.lock().unwrap()[rank] += 1;
+        }
+        self.0.recycle(verdict);
+        Ok(())
+    }
+}
+
+#[test]
+fn ranks_come_true_in_the_order_of_their_prior() {
+    let Some(path) = find_test_model("smollm2") else { return };
+    let session = Session::load("smollm2", &path, &Options::default(), &|_| {}).unwrap();
+    let call = MethodCall { id: WATCH.slug.to_owned(), ..MethodCall::default() };
+    let mut sequence = session.sequence().unwrap();
+    let (prompts, tokens) = if long() { (50, 256) } else { (5, 96) };
+    for i in 0..prompts {
+        let message = [Message::new("user", prompt(i))];
+        let mut request = session.request(&Prompt::Chat(&message)).unwrap();
+        request.recipe = Recipe::resolve(&[&WATCH], std::slice::from_ref(&call)).unwrap();
+        request.sampling = Sampling::greedy();
+        request.max_tokens = Some(tokens);
+        answer(&session, &mut sequence, &request);
+    }
+    let found = *FOUND.lock().unwrap();
+    let all = f64::from(found.iter().sum::<u32>());
+    let shares = found.map(|n| f64::from(n) / all);
+    println!("smollm2, greedy: shares by rank {shares:.3?} of {all} tokens; prior {RANK_PRIOR:?}");
+    assert!(shares[0] > shares[1] && shares[2..RANKS].iter().all(|s| *s < shares[1]), "{shares:?}");
 }
