@@ -95,6 +95,9 @@ pub struct Pace {
     all: Grade,
     /// Whether this step probes guesses that do not seem to pay.
     probing: bool,
+    /// The budget that [`Pace::budget`] gave, and whether the drafter's passes were weighed in it.
+    given: usize,
+    weighed: bool,
     /// The last tree, whole: parent and token of each node.
     whole: Vec<(Option<u32>, TokenId)>,
     grade: usize,
@@ -111,11 +114,13 @@ impl Pace {
     pub fn budget(&mut self, drafter: &dyn Draft) -> usize {
         let most = drafter.budget();
         self.probing = false;
+        (self.given, self.weighed) = (most, false);
         let Some(curve) = &self.curve else { return most };
         if drafter.passes(most) == 0 {
             // Looking things up costs nothing: decide when the guesses are there.
             return most;
         }
+        self.weighed = true;
         let gain = |n| gain(&self.all, curve, n, drafter.passes(n));
         let best = best_of(most, gain);
         if best > 0 {
@@ -139,7 +144,15 @@ impl Pace {
             return tree.len();
         }
         let grade = &self.grades[tree.grade];
-        best_of(tree.len(), |n| gain(grade, curve, n, 0))
+        let gain = |n| gain(grade, curve, n, 0);
+        if (0..tree.len() as u32).any(|n| tree.drawn_from(n).is_some()) {
+            // Where chance took part, what was drawn may have decided how many nodes there are. A
+            // cut that depends on their number would then leave improbable guesses out more often
+            // than others, and a test by ratio would no longer give the target's distribution.
+            let best = if self.weighed { self.given } else { best_of(self.given, gain) };
+            return best.min(tree.len());
+        }
+        best_of(tree.len(), gain)
     }
 
     /// Counts what became of the last tree, of which the first `computed` nodes were in the pass:
@@ -301,6 +314,22 @@ mod tests {
             steps += 1;
             assert!(steps < 50);
         }
+    }
+
+    #[test]
+    fn the_cut_of_a_drawn_tree_does_not_depend_on_how_long_it_became() {
+        let drawn = |n: u32| {
+            let mut tree = DraftTree::new();
+            let law = tree.law(vec![(0, 0.5), (1, 0.5)]);
+            (0..n).fold(None, |at, _| Some(tree.add_drawn(at, 0, law)));
+            tree
+        };
+        // One guess costs as much as two: it does not pay alone, two or three do.
+        let curve = CostCurve { points: vec![(1, 1.0), (2, 1.6), (4, 1.7)], draft: 0.0 };
+        let mut pace = Pace::new(Some(curve));
+        assert_eq!(pace.budget(&Free(3)), 3);
+        assert_eq!((pace.cut(&chain(1)), pace.cut(&chain(3))), (0, 3));
+        assert_eq!((pace.cut(&drawn(1)), pace.cut(&drawn(3))), (1, 3));
     }
 
     #[test]
