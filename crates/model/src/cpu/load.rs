@@ -1,7 +1,7 @@
 //! Packs a model's weights for the kernels, tensor by tensor.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tessera_kernels::elementwise::Rope;
 use tessera_kernels::{Matrix, Pool, WeightType};
@@ -40,7 +40,21 @@ impl CpuBackbone {
     ) -> Result<Self, LoadError> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.threads == 0 { cores() } else { options.threads };
-        let pool = Pool::new(threads);
+        Self::load_on(Arc::new(Pool::new(threads)), blueprint, source, options.arithmetic, progress)
+    }
+
+    /// [`CpuBackbone::load`] on the threads of another model. Two models that take turns, as a
+    /// draft model and its target do, then never have idle workers spinning beside busy ones.
+    ///
+    /// # Errors
+    /// As [`CpuBackbone::load`].
+    pub fn load_on(
+        pool: Arc<Pool>,
+        blueprint: Blueprint,
+        source: &dyn TensorSource,
+        arithmetic: Arithmetic,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, LoadError> {
         let weights =
             Loader { source, b: &blueprint, pool: &pool, progress, done: AtomicU64::new(0) }
                 .weights()?;
@@ -66,7 +80,7 @@ impl CpuBackbone {
             weights,
             ropes,
             rope_of_layer,
-            arithmetic: options.arithmetic,
+            arithmetic,
             pool,
             scratch: Mutex::default(),
         })

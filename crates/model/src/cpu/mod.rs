@@ -13,7 +13,7 @@ mod segment;
 mod store;
 mod weights;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tessera_core::{
     Backbone, CacheOptions, Capabilities, Error, KeyForm, KvStore, ModelSpec, Pass, Result, Reveal,
@@ -50,7 +50,7 @@ pub struct CpuBackbone {
     arithmetic: Arithmetic,
     /// Whether some matrix takes the generic path and so needs activations in f32 too.
     mixed: bool,
-    pool: Pool,
+    pool: Arc<Pool>,
     scratch: Mutex<Scratch>,
 }
 
@@ -63,6 +63,11 @@ impl CpuBackbone {
     /// Threads that take part in a pass, the caller included.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// The threads, to load a second model on ([`CpuBackbone::load_on`]).
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool)
     }
 
     /// Name of the instruction path in use.
