@@ -11,5 +11,6 @@ pub mod programs;
 pub mod reduce;
 pub mod registry;
 pub mod template;
+pub mod second_model;
 
 pub use registry::ENTRIES;

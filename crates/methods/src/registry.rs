@@ -7,6 +7,8 @@ use crate::{accept, draft, loops, programs, reduce};
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
     &draft::cascade::ENTRY,
+    &draft::draft_model::ENTRY,
+    &draft::dyspec::ENTRY,
     &programs::finequant::ENTRY,
     &accept::keyed::ENTRY,
     &loops::none::ENTRY,

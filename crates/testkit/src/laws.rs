@@ -6,6 +6,7 @@
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
+use tessera_core::dist::chi::{ERROR_LEVEL, goodness};
 use tessera_core::dist::{Key, Sampling};
 use tessera_core::entry::{Exactness, Kind, Method, MethodCall, MethodEntry, Role};
 use tessera_core::{
@@ -13,9 +14,10 @@ use tessera_core::{
     Segment, TokenId,
 };
 use tessera_engine::{
-    Completion, Model, Outcome, Recipe, Request, Sequence, generate, generate_in,
+    Completion, CostCurve, Model, Outcome, Recipe, Request, Sequence, generate, generate_in,
 };
 
+use crate::texts::Question;
 use crate::{Scripted, Words};
 
 /// What a law found wrong.
@@ -37,6 +39,7 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("a drafter keeps its budget and its depth", drafts),
     ("what a drafter has learnt changes no text", learnt),
     ("a schedule never takes a skipped layer up again", nested),
+    ("the target's distribution is kept", distribution),
 ];
 
 /// Runs every law over every entry; returns one line per breach.
@@ -203,6 +206,47 @@ fn bit_exact(entry: &'static MethodEntry) -> Finding {
             let (with, plain) = (run(std::slice::from_ref(&call))?, run(&[])?);
             ensure(with == plain, || format!("{:?} instead of {:?}", with.tokens, plain.tokens))?;
         }
+    }
+    Ok(())
+}
+
+/// Runs of [`distribution`]: enough for most of 81 texts to be seen, and for a wrong rule to show.
+const RUNS: u64 = 12_000;
+
+/// Every drafter under residual acceptance, and every acceptance that claims to be exact under a
+/// drafter that draws: all texts of four tokens of a vocabulary of three, counted and compared with
+/// their probabilities (chi-square at [`ERROR_LEVEL`]), with everything that is guessed computed
+/// and with a cost curve that leaves guesses out.
+fn distribution(entry: &'static MethodEntry) -> Finding {
+    let partner = match entry.places.first().map(|p| p.role) {
+        Some(Role::Draft) => &tessera_methods::accept::residual::ENTRY,
+        Some(Role::Accept) if !matches!(entry.exactness, Exactness::Lossy { .. }) => {
+            &tessera_methods::draft::draft_model::ENTRY
+        }
+        _ => return Ok(()),
+    };
+    let call = |e: &MethodEntry| MethodCall { id: e.slug.to_owned(), settings: (e.defaults)() };
+    let calls = [call(entry), call(partner)];
+    let recipe = Recipe::resolve(&[entry, partner], &calls).map_err(|e| e.to_string())?;
+    // A step of two guesses pays, one of a single guess hardly does: cuts happen.
+    let curve = CostCurve { points: vec![(1, 1.0), (2, 1.5), (3, 1.6), (8, 2.6)], draft: 0.05 };
+    let paced = recipe.clone().with_curve(curve).map_err(|e| e.to_string())?;
+    let toy = Scripted::hashed(3, 64, 21, 2.0);
+    let draft = Scripted::hashed(3, 64, 22, 2.0);
+    let question = Question {
+        prompt: vec![0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1],
+        tokens: 4,
+        sampling: Sampling::neutral(),
+    };
+    let law = question.law(&toy).map_err(|e| e.to_string())?;
+    for (recipe, all) in [(recipe, true), (paced, false)] {
+        let counted = question.count(&toy, &draft, &recipe, RUNS);
+        let (counts, drafted) = counted.map_err(|e| e.to_string())?;
+        ensure(drafted > 0 || !all, || "nothing was guessed".to_owned())?;
+        let p = goodness(&counts, &law);
+        ensure(p > ERROR_LEVEL, || {
+            format!("texts this far from the target's law arise by chance with p = {p:.1e}")
+        })?;
     }
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! Toy models, laws and tolerances for tests.
 //!
 //! [`scripted`] is a backbone without a model: its logits are any function of the tokens that a row
-//! sees. [`laws`] checks every entry of the registry. Chi-square tests and their error level live
+//! sees. [`laws`] checks every entry of the registry, [`texts`] whether texts have their
+//! model's law. Chi-square tests and their error level live
 //! in [`tessera_core::dist::chi`].
 
 pub mod laws;
 pub mod scripted;
 pub mod source;
+pub mod texts;
 pub mod words;
 
 pub use scripted::Scripted;

@@ -198,6 +198,67 @@ impl LayerSchedule for Relapse {
     }
 }
 
+/// Draws a token and keeps the guess only if it was not the least probable one.
+#[derive(Debug)]
+struct Choosy;
+
+impl Draft for Choosy {
+    fn budget(&self) -> usize {
+        1
+    }
+
+    fn draft(
+        &mut self,
+        context: &mut DraftContext<'_>,
+        tree: &mut DraftTree,
+    ) -> tessera_core::Result<()> {
+        let law = [0.5, 0.3, 0.2];
+        let key = context.key(tree, None);
+        let time = |t: u32| key.exponential(t) / law[t as usize];
+        let first = (0..3).min_by(|&a, &b| time(a).total_cmp(&time(b))).unwrap_or(0);
+        if first != 2 {
+            let law = tree.law((0..).zip(law).collect());
+            tree.add_drawn(None, first, law);
+        }
+        Ok(())
+    }
+}
+
+/// Tests by the right ratio, but after a rejection draws from the target, not from the residual.
+#[derive(Debug)]
+struct Careless;
+
+impl Accept for Careless {
+    fn choose(&mut self, decision: &mut Decision<'_>) -> tessera_core::Result<u32> {
+        let mut target = Vec::new();
+        decision.sampler.distribution(decision.logits, decision.history, &mut target)?;
+        let p = |law: &[(u32, f64)], y| law.iter().find(|l| l.0 == y).map_or(0.0, |l| l.1);
+        for guess in decision.guesses {
+            let q = guess.drawn_from.map_or(1.0, |n| p(&decision.laws[n as usize], guess.token));
+            if decision.key.purpose(1).uniform(0) * q <= p(&target, guess.token) {
+                return Ok(guess.token);
+            }
+        }
+        decision.draw()
+    }
+}
+
+static CHOOSY: MethodEntry = MethodEntry {
+    slug: "choosy",
+    places: &[Place { role: Role::Draft, site: Site::Whole }],
+    exactness: Exactness::DistributionExact,
+    neutral: None,
+    build: |_| Ok(Method::Draft(Box::new(Choosy))),
+    ..entry::<Good>()
+};
+static CARELESS: MethodEntry = MethodEntry {
+    slug: "careless",
+    places: &[Place { role: Role::Accept, site: Site::Whole }],
+    exactness: Exactness::DistributionExact,
+    neutral: None,
+    build: |_| Ok(Method::Accept(Box::new(Careless))),
+    ..entry::<Good>()
+};
 static HOARDER: MethodEntry = MethodEntry {
     places: &[Place { role: Role::Draft, site: Site::Whole }],
     build: |_| Ok(Method::Draft(Box::new(Hoarder::default()))),
@@ -238,6 +299,9 @@ fn a_broken_entry_fails_each_law() {
         (&GULLIBLE, "a bit-exact method gives"),
         (&HOARDER, "what a drafter has learnt"),
         (&RELAPSE, "a schedule never takes"),
+        (&GULLIBLE, "the target's distribution"),
+        (&CHOOSY, "the target's distribution"),
+        (&CARELESS, "the target's distribution"),
     ] {
         let found = laws::check(&[broken]);
         assert!(found.iter().any(|f| f.contains(law)), "{law}: {found:#?}");

@@ -1,6 +1,8 @@
 //! Policies that guess tokens ahead.
 
 pub mod cascade;
+pub mod draft_model;
+pub mod dyspec;
 pub mod prompt_lookup;
 pub mod random_tree;
 pub mod skipdecode_draft;
