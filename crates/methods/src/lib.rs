@@ -10,7 +10,7 @@ pub mod loops;
 pub mod programs;
 pub mod reduce;
 pub mod registry;
-pub mod template;
 pub mod second_model;
+pub mod template;
 
 pub use registry::ENTRIES;

@@ -1,7 +1,10 @@
 //! The backbones a session can run on.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use tessera_core::Backbone;
+use tessera_kernels::Pool;
 use tessera_model::TensorSource;
 use tessera_model::arch::Blueprint;
 use tessera_model::cpu::{self, CpuBackbone};
@@ -30,6 +33,8 @@ pub(crate) struct Loaded {
     pub bytes_per_token: usize,
     /// Weight types that take a slower, generic path.
     pub generic_types: Vec<String>,
+    /// Its threads, for a draft model that shares them.
+    pub pool: Option<Arc<Pool>>,
 }
 
 /// Puts the weights on the backbone that `options` name.
@@ -48,6 +53,7 @@ pub(crate) fn load(
                 threads: backbone.threads(),
                 bytes_per_token: backbone.bytes_per_token(),
                 generic_types: backbone.generic_types().into_iter().map(str::to_owned).collect(),
+                pool: Some(backbone.pool()),
                 backbone: Box::new(backbone),
             })
         }
@@ -75,6 +81,7 @@ fn candle(blueprint: &Blueprint, weights: &dyn TensorSource, options: &Options) 
         threads,
         bytes_per_token: backbone.bytes_per_token(),
         generic_types: Vec::new(),
+        pool: None,
         backbone: Box::new(backbone),
     })
 }

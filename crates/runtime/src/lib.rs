@@ -14,6 +14,7 @@
 //! ```
 
 mod backend;
+mod companion;
 mod error;
 mod prompt;
 mod session;

@@ -11,10 +11,11 @@ use tessera_engine::{Model, Outcome, Request, Sequence, generate, generate_in};
 use tessera_model::arch::Blueprint;
 use tessera_model::chat::ChatTemplate;
 use tessera_model::open_weights;
-use tessera_model::store::Store;
+use tessera_model::store::{Located, Store};
 use tessera_model::tokenizer::Tokenizer;
 
 use crate::backend::{self, Backend, Loaded};
+use crate::companion::Companion;
 use crate::prompt::Prompt;
 use crate::{Error, Result};
 
@@ -32,6 +33,9 @@ pub struct Options {
     pub context: Option<usize>,
     /// Use no network.
     pub offline: bool,
+    /// A smaller model with the same vocabulary, for methods that need a draft model: a reference
+    /// as [`Session::open`] takes. It runs on the same threads.
+    pub draft_model: Option<String>,
 }
 
 /// Facts about a loaded model.
@@ -57,6 +61,8 @@ pub struct Info {
     pub load_seconds: f64,
     /// Whether it has a chat template.
     pub chat: bool,
+    /// The name of the draft model, if there is one.
+    pub draft_model: Option<String>,
 }
 
 /// A loaded model: backbone, tokenizer, chat template.
@@ -66,6 +72,16 @@ pub struct Session {
     template: Option<ChatTemplate>,
     blueprint: Blueprint,
     info: Info,
+    draft: Option<Companion>,
+}
+
+/// Finds a model, fetching it if need be, in silence.
+fn locate(reference: &str, options: &Options) -> Result<Located> {
+    let mut store = Store::from_env()?;
+    if options.offline {
+        store = store.offline("the session was opened offline");
+    }
+    Ok(store.ensure(reference)?)
 }
 
 impl Session {
@@ -74,15 +90,11 @@ impl Session {
     /// # Errors
     /// Whatever keeps the model from being here or from being loaded; see [`Error`].
     pub fn open(reference: &str, options: &Options) -> Result<Self> {
-        let mut store = Store::from_env()?;
-        if options.offline {
-            store = store.offline("the session was opened offline");
-        }
-        let located = store.ensure(reference)?;
+        let located = locate(reference, options)?;
         Self::load(&located.name, &located.path, options, &|_| {})
     }
 
-    /// Loads the model at `path`. `progress` hears how many bytes of weights are done, from any
+    /// Loads the model at `path`, and the draft model if `options` name one. `progress` hears how many bytes of weights are done, from any
     /// thread.
     ///
     /// # Errors
@@ -114,8 +126,20 @@ impl Session {
             asked => asked.unwrap_or(trained),
         };
         let (tokenizer, template) = crate::prompt::texts(name, &*weights)?;
-        let Loaded { backbone, detail, threads, bytes_per_token, generic_types } =
+        let Loaded { backbone, detail, threads, bytes_per_token, generic_types, pool } =
             backend::load(&blueprint, &weights, options, progress)?;
+        let draft = match (&options.draft_model, pool) {
+            (None, _) => None,
+            (Some(reference), Some(pool)) => {
+                let Located { name: draft, path, .. } = locate(reference, options)?;
+                let target = (name, &tokenizer as &dyn Vocabulary);
+                Some(Companion::load(&draft, &path, pool, target, progress)?)
+            }
+            (Some(_), None) => {
+                let what = "draft-model: needs --backend cpu, on whose threads both models run";
+                return Err(Error::Option { what: what.to_owned() });
+            }
+        };
         let info = Info {
             name: name.to_owned(),
             path: path.to_owned(),
@@ -127,8 +151,9 @@ impl Session {
             generic_types,
             load_seconds: start.elapsed().as_secs_f64(),
             chat: template.is_some(),
+            draft_model: draft.as_ref().map(|d| d.name.clone()),
         };
-        Ok(Self { backbone, tokenizer, template, blueprint, info })
+        Ok(Self { backbone, tokenizer, template, blueprint, info, draft })
     }
 
     /// Facts about the model.
@@ -139,6 +164,11 @@ impl Session {
     /// What executes passes.
     pub fn backbone(&self) -> &dyn Backbone {
         &*self.backbone
+    }
+
+    /// What executes the draft model's passes, if there is one.
+    pub fn draft_backbone(&self) -> Option<&dyn Backbone> {
+        self.draft.as_ref().map(|draft| &*draft.backbone)
     }
 
     /// Tokens as bytes.
@@ -153,7 +183,11 @@ impl Session {
 
     /// What methods can count on, before a run.
     pub fn offer(&self) -> Offer {
-        Needs { capabilities: self.backbone.capabilities(), ..Needs::NONE }
+        Needs {
+            capabilities: self.backbone.capabilities(),
+            draft_model: self.draft.is_some(),
+            ..Needs::NONE
+        }
     }
 
     /// The tokens of a prompt.
@@ -223,6 +257,7 @@ impl Session {
     }
 
     fn model(&self) -> Model<'_> {
-        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer, draft: None }
+        let draft = self.draft_backbone();
+        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer, draft }
     }
 }

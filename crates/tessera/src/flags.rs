@@ -45,12 +45,23 @@ pub(crate) enum BackendName {
 }
 
 impl ModelFlags {
-    /// Finds or fetches the model, and loads it, with progress on stderr.
-    pub(crate) fn open(&self, globals: &Globals, model: &str) -> anyhow::Result<Session> {
+    /// Finds or fetches the model and, if one is given, the draft model, and loads them, with
+    /// progress on stderr.
+    pub(crate) fn open(
+        &self,
+        globals: &Globals,
+        model: &str,
+        draft_model: Option<&str>,
+    ) -> anyhow::Result<Session> {
         let store = store(globals)?;
-        let mut pull = PullProgress::new(model, globals.quiet);
-        let located = store.ensure_with(model, &mut |event| pull.hear(event))?;
-        drop(pull);
+        let find = |name: &str| {
+            let mut pull = PullProgress::new(name, globals.quiet);
+            let located = store.ensure_with(name, &mut |event| pull.hear(event))?;
+            let bytes = std::fs::metadata(&located.path).map_or(0, |m| m.len());
+            anyhow::Ok((located, bytes))
+        };
+        let (located, bytes) = find(model)?;
+        let draft_bytes = draft_model.map_or(anyhow::Ok(0), |name| Ok(find(name)?.1))?;
         let options = Options {
             threads: self.threads,
             backend: match self.backend {
@@ -59,9 +70,9 @@ impl ModelFlags {
             },
             context: self.context,
             offline: globals.offline,
+            draft_model: draft_model.map(str::to_owned),
         };
-        let bytes = std::fs::metadata(&located.path).map_or(0, |m| m.len());
-        let bar = SlowBar::new("loading", bytes, globals.quiet);
+        let bar = SlowBar::new("loading", bytes + draft_bytes, globals.quiet);
         Ok(Session::load(&located.name, &located.path, &options, &|done| bar.at(done))?)
     }
 }
@@ -155,6 +166,10 @@ pub(crate) struct GenerateFlags {
     /// lists them; `none` is the plain run).
     #[arg(long, value_name = "METHOD", env = "TESSERA_METHOD")]
     pub(crate) method: Vec<String>,
+    /// A smaller model with the same vocabulary, for methods that guess with one (`--method
+    /// draft-model`); named as the model is.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft_model: Option<String>,
     #[command(flatten)]
     pub(crate) sampling: SamplingFlags,
 }
@@ -169,6 +184,19 @@ impl GenerateFlags {
         tessera_core::text::StopMatcher::new(self.stop.iter().map(String::as_str))?;
         let calls = self.method.iter().map(|text| MethodCall::parse(METHODS, text));
         let recipe = Recipe::resolve(METHODS, &calls.collect::<tessera_core::Result<Vec<_>>>()?)?;
+        match (recipe.members().iter().find(|m| m.entry.needs.draft_model), &self.draft_model) {
+            (Some(member), None) => {
+                let what = "needs a draft model. Next: --draft-model NAME, a smaller model with \
+                            the same vocabulary";
+                let method = member.entry.slug.to_owned();
+                return Err(tessera_core::Error::Method { method, what: what.to_owned() });
+            }
+            (None, Some(name)) => {
+                let rule = "left out, as no method uses it. Next: add --method draft-model";
+                return Err(tessera_core::Error::setting("draft-model", name, rule));
+            }
+            _ => {}
+        }
         Ok(Settings {
             sampling,
             seed: self.sampling.seed(),

@@ -69,6 +69,19 @@ fn the_plain_method_is_the_plain_run() {
 }
 
 #[test]
+fn a_draft_model_changes_the_work_and_not_the_text() {
+    let plain = run("Hello", &["-n", "24", "-s", "4"]);
+    for method in ["draft-model:budget=3", "dyspec", "dyspec:form=budget"] {
+        let more = ["-n", "24", "-s", "4", "--draft-model", "./toy.gguf", "--method", method];
+        assert_eq!(run("Hello", &more), plain, "{method}");
+        let events = lines(&run("Hello", &[&more[..], &["--json"]].concat()));
+        assert_eq!(events[0]["engine"]["draft_model"], json!("./toy.gguf"));
+        let stats = &events[events.len() - 1]["stats"];
+        assert!(stats["accepted_tokens"].as_u64() > Some(0), "{method}: {stats}");
+    }
+}
+
+#[test]
 fn a_stop_text_ends_the_answer_before_itself() {
     let whole = run("Hello", &["-n", "24", "-s", "9"]);
     let mut characters = whole.char_indices().skip(6);

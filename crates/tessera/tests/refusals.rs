@@ -107,6 +107,17 @@ fn methods_that_do_not_exist_or_do_not_fit() {
 }
 
 #[test]
+fn draft_models_that_are_missing_unused_or_none() {
+    insta::assert_snapshot!(said(&[
+        &["run", "./toy.gguf", "hi", "--method", "draft-model"],
+        &["chat", "./toy.gguf", "--method", "dyspec"],
+        &["run", "./toy.gguf", "hi", "--draft-model", "./toy.gguf"],
+        &["run", "./toy.gguf", "hi", "--method", "dyspec", "--draft-model", "./wrong.gguf"],
+        &["run", "./toy.gguf", "hi", "--method", "dyspec", "--draft-model", "smolm2"],
+    ]));
+}
+
+#[test]
 fn benchmarks_that_make_no_sense() {
     insta::assert_snapshot!(said(&[
         &["bench", "-m", "./toy.gguf", "--only", "decodes0"],

@@ -63,7 +63,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     }
     let open = |threads: usize| {
         let flags = ModelFlags { context: None, threads, backend: arguments.backend };
-        flags.open(globals, &arguments.model)
+        flags.open(globals, &arguments.model, None)
     };
     if arguments.serve_stdio {
         let [threads] = threads[..] else {

@@ -28,7 +28,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = arguments.generate.settings()?;
-    let session = arguments.model_flags.open(globals, &arguments.model)?;
+    let draft_model = arguments.generate.draft_model.as_deref();
+    let session = arguments.model_flags.open(globals, &arguments.model, draft_model)?;
     if !session.info().chat {
         let what = format!(
             "{} has no chat template: it continues text. Next: `tessera run {} \"...\"`",

@@ -36,7 +36,8 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         return Err(BadUsage(what.to_owned()).into());
     }
     let text = prompt(arguments.prompt.as_deref())?;
-    let session = arguments.model_flags.open(globals, &arguments.model)?;
+    let draft_model = arguments.generate.draft_model.as_deref();
+    let session = arguments.model_flags.open(globals, &arguments.model, draft_model)?;
     let mut request = session.request(&shape(&session, arguments, &text).prompt())?;
     settings.apply(&mut request);
 
