@@ -12,6 +12,9 @@ use crate::weights::{WeightInfo, WeightSource};
 /// About how many weights a piece has. Fixed: sums over pieces must not depend on the machine.
 const PIECE: usize = 1 << 17;
 
+/// What is done with a piece: its values, and how many make a row.
+type Work<'a, T> = dyn Fn(&[f32], usize) -> Result<T, GroupError> + Sync + 'a;
+
 /// Calls `work` for every piece of whole rows (with the piece's values and row length) and returns
 /// the results in the order of rows. `progress` hears how many weights are done, from any thread.
 ///
@@ -22,7 +25,7 @@ pub(super) fn map_rows<T: Send>(
     name: &str,
     info: &WeightInfo,
     progress: &(dyn Fn(u64) + Sync),
-    work: &(dyn Fn(&[f32], usize) -> Result<T, GroupError> + Sync),
+    work: &Work<'_, T>,
 ) -> Result<Vec<T>, FileError> {
     let (rows, cols) = (info.shape.rows(), info.shape.cols());
     let step = (PIECE / cols.max(1)).max(1);

@@ -8,7 +8,9 @@ use serde_json::Value;
 use tessera_core::entry::{find, nearest};
 use tessera_model::open_weights;
 use tessera_model::quantise::base::Bits;
-use tessera_model::quantise::{FineQuant, Report, Rule, Scheme, Settings, Tables, quantise};
+use tessera_model::quantise::{
+    FineQuant, Quantised, Report, Rule, Scheme, Settings, Tables, quantise,
+};
 use tessera_runtime::METHODS;
 
 use super::{result, size, store};
@@ -224,23 +226,28 @@ fn describe(source: &str, to: &Path, report: &Report) -> String {
         "{:<24}{:>9}  {:<6}{:>7}{:>9}{:>14}",
         "matrices", "number", "type", "group", "bits", "rel. error"
     );
-    let mut kinds: Vec<(String, &'static str, Option<usize>, Vec<(f64, f64)>)> = Vec::new();
+    // Matrices of one kind that were stored alike, in the order in which they come.
+    let kind = |m: &Quantised| m.name.rsplit('.').nth(1).unwrap_or(&m.name).to_owned();
+    let mut alike: Vec<Vec<&Quantised>> = Vec::new();
     for m in &report.matrices {
-        let kind = m.name.rsplit('.').nth(1).unwrap_or(&m.name).to_owned();
-        let facts = (m.bits_per_weight, m.relative_error);
-        match kinds.iter_mut().find(|k| k.0 == kind && k.1 == m.to && k.2 == m.group) {
-            Some(known) => known.3.push(facts),
-            None => kinds.push((kind, m.to, m.group, vec![facts])),
+        let same = |o: &&Quantised| kind(o) == kind(m) && o.to == m.to && o.group == m.group;
+        match alike.iter_mut().find(|members| members.iter().any(same)) {
+            Some(members) => members.push(m),
+            None => alike.push(vec![m]),
         }
     }
-    for (kind, to, group, facts) in &kinds {
-        let n = facts.len() as f64;
-        let (bits, error) = facts.iter().fold((0.0, 0.0), |s, f| (s.0 + f.0 / n, s.1 + f.1 / n));
-        let group = group.map_or_else(|| "-".to_owned(), |g| g.to_string());
+    for members in &alike {
+        let [first, ..] = members[..] else { continue };
+        let n = members.len() as f64;
+        let bits = members.iter().map(|m| m.bits_per_weight).sum::<f64>() / n;
+        let error = members.iter().map(|m| m.relative_error).sum::<f64>() / n;
+        let group = first.group.map_or_else(|| "-".to_owned(), |g| g.to_string());
         let _ = writeln!(
             text,
-            "{kind:<24}{:>9}  {to:<6}{group:>7}{bits:>9.3}{:>12.2} %",
-            facts.len(),
+            "{:<24}{:>9}  {:<6}{group:>7}{bits:>9.3}{:>12.2} %",
+            kind(first),
+            members.len(),
+            first.to,
             100.0 * error
         );
     }
