@@ -163,7 +163,7 @@ mod tests {
         grouped(&row, 32, Bits::Four, &mut out).unwrap();
         // s is 8/7 rounded up to f16; -8 -> -7, which is code 1.
         let s = f16::from_le_bytes([out[0], out[1]]).to_f32();
-        assert!(s >= 8.0 / 7.0 && s < 8.0 / 7.0 + 1e-3 && out[2] & 15 == 1, "{s} {out:?}");
+        assert!((8.0 / 7.0..8.0 / 7.0 + 1e-3).contains(&s) && out[2] & 15 == 1, "{s} {out:?}");
     }
 
     proptest! {
