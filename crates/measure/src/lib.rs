@@ -2,20 +2,39 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`workload`] | the prompts, ours or the user's own |
+//! | [`trial`] | one request run once: tokens, counts, times |
+//! | [`lineup`] | who takes part in a check: plain run, baseline, method, control |
+//! | [`check`] | runs a lineup over a workload, interleaved |
+//! | [`verdict`] | one word and one sentence for it |
+//! | [`record`] | the file that keeps it |
+//! | [`table`] | a record as text |
+//! | [`quality`] | perplexity under the plain model |
 //! | [`driver`] | timed passes over one stream of tokens |
 //! | [`curve`] | the cost of a pass by its rows |
 //! | [`floor`] | how fast memory is read |
 //! | [`machine`] | the hardware line of every record |
 //! | [`tune`], [`tuned`] | the fastest recipe that keeps a promise, and the file it is kept in |
+//! | [`statistics`] | medians and intervals |
 
+pub mod check;
 pub mod curve;
 pub mod date;
 pub mod driver;
+pub mod error;
 pub mod floor;
+pub mod lineup;
 pub mod machine;
+pub mod quality;
+pub mod record;
+#[cfg(test)]
+mod samples;
 pub mod statistics;
+pub mod table;
+pub mod trial;
 pub mod tune;
 pub mod tuned;
+pub mod verdict;
+pub mod workload;
 
-/// Result with the runtime's error.
-pub type Result<T, E = tessera_runtime::Error> = std::result::Result<T, E>;
+pub use error::{Error, Result};

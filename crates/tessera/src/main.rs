@@ -6,6 +6,7 @@ mod conversation;
 mod failure;
 mod flags;
 mod interrupt;
+mod measuring;
 mod printer;
 mod pull_progress;
 mod slow_bar;
@@ -67,6 +68,8 @@ enum Command {
     Rm(commands::rm::Arguments),
     /// List the methods, or show one.
     Methods(commands::methods::Arguments),
+    /// Measure what a method gains: claimed, measured, control.
+    Check(commands::check::Arguments),
     /// Measure a model's speed on this machine.
     Bench(commands::bench::Arguments),
     /// Store a model's weights in fewer bits.
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Show(arguments) => commands::show::run(globals, arguments),
         Command::Rm(arguments) => commands::rm::run(globals, arguments),
         Command::Methods(arguments) => commands::methods::run(globals, arguments),
+        Command::Check(arguments) => commands::check::run(globals, arguments),
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),

@@ -1,0 +1,175 @@
+//! One word and one sentence for what was measured.
+
+use tessera_core::entry::Exactness;
+use tessera_engine::CostCurve;
+
+use crate::record::{Arm, ClaimLine, Part, Row, Verdict, Word};
+use crate::statistics::Interval;
+
+/// A claimed acceptance counts as matched from this share of it on.
+const MATCHED: f64 = 0.9;
+
+/// The verdict on the method among `arms`:
+/// - *not here* if the text breaks the promise, or there is no gain over the plain run or chance;
+/// - *confirmed* if the speed reaches the claim, or, where no speed was claimed, beats the plain run
+///   and does not lose to the baseline;
+/// - *partly* otherwise.
+pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &CostCurve) -> Verdict {
+    let overall = |part| arms.iter().find(|a| a.part == part).map(|a| &a.overall);
+    let say = |word, reason| Verdict { word, reason };
+    let (Some(method), Some(speed)) =
+        (overall(Part::Method), overall(Part::Method).and_then(|m| m.speed))
+    else {
+        return say(Word::NotHere, "nothing was decoded, so there is no speed to judge".to_owned());
+    };
+    if exactness == Exactness::BitExact && method.text.same < method.text.texts {
+        let (same, texts) = (method.text.same, method.text.texts);
+        let reason = format!(
+            "it promises the plain run's text and gave it in {same} of {texts} answers: \
+             `tessera verify` names the first difference"
+        );
+        return say(Word::NotHere, reason);
+    }
+    let bound = bound(method, curve);
+    if speed.low <= 1.0 {
+        let reason = match speed.high < 1.0 {
+            true => format!("it is slower than the plain run ({}): {bound}", times(speed)),
+            false => format!("no gain over the plain run can be told ({}): {bound}", times(speed)),
+        };
+        return say(Word::NotHere, reason);
+    }
+    if let Some(over) = method.over_control
+        && over.low <= 1.0
+    {
+        let reason = format!("it is no faster than guessing at random ({} its speed)", times(over));
+        return say(Word::NotHere, reason);
+    }
+    let claimed = |unit: &str| claims.iter().find(|c| c.unit == unit && c.measured.is_some());
+    match claimed("x") {
+        Some(claim) if speed.high >= claim.claimed => {
+            let reason = format!("{} where the paper has {}x", times(speed), figure(claim.claimed));
+            say(Word::Confirmed, reason)
+        }
+        Some(claim) => {
+            let steps = claims.iter().find(|c| c.unit != "x" && c.measured.is_some());
+            let reason = match steps {
+                Some(s) if method.per_pass.high >= s.claimed * MATCHED => format!(
+                    "{} of {}x: acceptance is the paper's ({} tokens a pass, claimed {}), and \
+                     here {bound}",
+                    times(speed),
+                    figure(claim.claimed),
+                    figure(method.per_pass.median),
+                    figure(s.claimed),
+                ),
+                Some(s) => format!(
+                    "{} of {}x: acceptance is below the paper's ({} tokens a pass, claimed {}), \
+                     and {bound}",
+                    times(speed),
+                    figure(claim.claimed),
+                    figure(method.per_pass.median),
+                    figure(s.claimed),
+                ),
+                None => format!("{} of {}x: {bound}", times(speed), figure(claim.claimed)),
+            };
+            say(Word::Partly, reason)
+        }
+        None => match method.over_rival {
+            Some(over) if over.high < 1.0 => {
+                let rival =
+                    arms.iter().find(|a| a.part == Part::Rival).map_or("", |a| a.label.as_str());
+                let reason = format!(
+                    "{}, and slower than {rival} ({} its speed)",
+                    times(speed),
+                    times(over)
+                );
+                say(Word::Partly, reason)
+            }
+            _ => {
+                let reason = format!("{}; no speed-up was claimed: {bound}", times(speed));
+                say(Word::Confirmed, reason)
+            }
+        },
+    }
+}
+
+/// What bounds the gain: tokens per pass against the cost of a pass.
+fn bound(method: &Row, curve: &CostCurve) -> String {
+    let (counts, passes) = (&method.counts, method.counts.all_passes().max(1) as f64);
+    let rows = 1.0 + counts.guesses_per_pass();
+    format!(
+        "{} tokens a pass at {} rows, and passes that cost {} of one row on this machine, predict \
+         {}x",
+        figure(counts.per_pass()),
+        figure(rows),
+        figure(counts.cost(curve) / passes),
+        figure(method.predicted),
+    )
+}
+
+fn times(i: Interval) -> String {
+    format!("{}x [{}, {}]", figure(i.median), figure(i.low), figure(i.high))
+}
+
+/// Two decimals, one from ten on.
+pub fn figure(value: f64) -> String {
+    if value.abs() < 9.995 { format!("{value:.2}") } else { format!("{value:.1}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples;
+
+    fn judged(change: impl Fn(&mut crate::record::Record)) -> Verdict {
+        let mut record = samples::record();
+        change(&mut record);
+        of(Exactness::BitExact, &record.arms, &record.claims, &record.curve)
+    }
+
+    fn with_speed(low: f64, median: f64, high: f64) -> Verdict {
+        judged(|r| r.arms[2].overall.speed = Some(Interval { median, low, high, count: 9 }))
+    }
+
+    #[test]
+    fn each_case_has_its_word_and_its_reason() {
+        insta::assert_snapshot!(with_speed(1.9, 2.0, 2.1).reason, @"2.00x [1.90, 2.10] where the paper has 2.00x");
+        insta::assert_snapshot!(with_speed(1.2, 1.3, 1.4).reason, @"1.30x [1.20, 1.40] of 2.00x: acceptance is the paper's (2.44 tokens a pass, claimed 2.50), and here 2.44 tokens a pass at 4.00 rows, and passes that cost 1.30 of one row on this machine, predict 1.88x");
+        insta::assert_snapshot!(with_speed(0.8, 0.9, 0.95).reason, @"it is slower than the plain run (0.90x [0.80, 0.95]): 2.44 tokens a pass at 4.00 rows, and passes that cost 1.30 of one row on this machine, predict 1.88x");
+        insta::assert_snapshot!(with_speed(0.9, 1.0, 1.1).reason, @"no gain over the plain run can be told (1.00x [0.90, 1.10]): 2.44 tokens a pass at 4.00 rows, and passes that cost 1.30 of one row on this machine, predict 1.88x");
+        let words = [
+            with_speed(1.9, 2.0, 2.1).word,
+            with_speed(1.2, 1.3, 1.4).word,
+            with_speed(0.8, 0.9, 0.95).word,
+            with_speed(0.9, 1.0, 1.1).word,
+        ];
+        assert_eq!(words, [Word::Confirmed, Word::Partly, Word::NotHere, Word::NotHere]);
+    }
+
+    #[test]
+    fn chance_and_a_simpler_method_are_not_forgotten() {
+        let chance = judged(|r| {
+            r.arms[2].overall.over_control =
+                Some(Interval { median: 1.0, low: 0.9, high: 1.1, count: 9 });
+        });
+        assert_eq!(chance.word, Word::NotHere);
+        assert!(chance.reason.contains("at random"), "{}", chance.reason);
+        let beaten = judged(|r| {
+            r.claims.clear();
+            r.arms[2].overall.over_rival =
+                Some(Interval { median: 0.8, low: 0.7, high: 0.9, count: 9 });
+        });
+        assert_eq!(beaten.word, Word::Partly);
+        assert!(beaten.reason.contains("slower than prompt-lookup"), "{}", beaten.reason);
+        let alone = judged(|r| r.claims.clear());
+        assert_eq!(alone.word, Word::Confirmed);
+    }
+
+    #[test]
+    fn acceptance_below_the_claim_is_named() {
+        let verdict = judged(|r| {
+            r.claims[1].claimed = 9.0;
+            r.arms[2].overall.speed = Some(Interval { median: 1.3, low: 1.2, high: 1.4, count: 9 });
+        });
+        assert!(verdict.reason.contains("below the paper's"), "{}", verdict.reason);
+    }
+}

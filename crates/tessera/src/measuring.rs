@@ -1,0 +1,208 @@
+//! What the measuring commands share: the models, the method that is meant, the prompts.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tessera_core::entry::{MethodCall, MethodEntry, find};
+use tessera_core::{Backbone, Vocabulary};
+use tessera_engine::Model;
+use tessera_measure::check::Task;
+use tessera_measure::record::ModelLine;
+use tessera_measure::workload::{Item, Workload};
+use tessera_runtime::{METHODS, Session};
+
+use crate::Globals;
+use crate::failure::BadUsage;
+use crate::flags::{BackendName, ModelFlags};
+
+/// The models of a measurement.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Models {
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or a path.
+    #[arg(short, long, env = "TESSERA_MODEL", default_value = "smollm2")]
+    pub(crate) model: String,
+    /// A smaller model with the same vocabulary, for methods that draft with one.
+    #[arg(long, value_name = "MODEL", env = "TESSERA_DRAFT_MODEL")]
+    pub(crate) draft_model: Option<String>,
+    /// Threads (default: all cores).
+    #[arg(
+        short = 't',
+        long,
+        value_name = "N",
+        env = "TESSERA_THREADS",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    pub(crate) threads: usize,
+    /// What computes: own kernels, or the candle library.
+    #[arg(long, value_enum, env = "TESSERA_BACKEND", default_value_t = BackendName::Cpu)]
+    pub(crate) backend: BackendName,
+}
+
+/// Loaded models.
+pub(crate) struct Loaded {
+    pub(crate) target: Session,
+    pub(crate) draft: Option<Session>,
+}
+
+impl Models {
+    pub(crate) fn open(&self, globals: &Globals) -> anyhow::Result<Loaded> {
+        let flags = ModelFlags { context: None, threads: self.threads, backend: self.backend };
+        let target = flags.open(globals, &self.model)?;
+        let draft = self.draft_model.as_ref().map(|name| flags.open(globals, name)).transpose()?;
+        if let Some(draft) = &draft {
+            same_vocabulary(target.vocabulary(), draft.vocabulary()).map_err(|what| {
+                BadUsage(format!("{} cannot draft for {}: {what}", draft.info().name, self.model))
+            })?;
+        }
+        Ok(Loaded { target, draft })
+    }
+
+    /// The flags again, as typed, without those at their default.
+    pub(crate) fn command(&self) -> String {
+        let mut text = format!(" -m {}", self.model);
+        if let Some(draft) = &self.draft_model {
+            text += &format!(" --draft-model {draft}");
+        }
+        if self.threads != 0 {
+            text += &format!(" -t {}", self.threads);
+        }
+        text
+    }
+}
+
+impl Loaded {
+    pub(crate) fn model(&self) -> Model<'_> {
+        Model {
+            backbone: self.target.backbone(),
+            vocabulary: self.target.vocabulary(),
+            draft: self.draft(),
+        }
+    }
+
+    pub(crate) fn draft(&self) -> Option<&dyn Backbone> {
+        self.draft.as_ref().map(Session::backbone)
+    }
+
+    /// The prompts as tokens; those that leave no room for `room` more are refused by name.
+    pub(crate) fn tasks(&self, items: &[&Item], room: usize) -> anyhow::Result<Vec<Task>> {
+        let context = self.target.info().context;
+        let task = |item: &&Item| {
+            let tokens = item.tokens(&self.target)?;
+            if tokens.len() + room > context {
+                let what = format!(
+                    "{} has {} tokens: with {room} more it does not fit the context of {context}. \
+                     Next: fewer tokens (-n), other prompts (--category, --workload)",
+                    item.name,
+                    tokens.len()
+                );
+                return Err(BadUsage(what).into());
+            }
+            Ok(Task { category: item.category.clone(), name: item.name.clone(), tokens })
+        };
+        items.iter().map(task).collect()
+    }
+}
+
+/// A model's line in a record: never its path.
+pub(crate) fn line(session: &Session) -> ModelLine {
+    let info = session.info();
+    let name = std::path::Path::new(&info.name);
+    let name = match name.is_absolute() {
+        true => name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+        false => info.name.clone(),
+    };
+    ModelLine { name, detail: info.detail.clone(), threads: info.threads }
+}
+
+/// Why two models cannot work together.
+fn same_vocabulary(a: &dyn Vocabulary, b: &dyn Vocabulary) -> Result<(), String> {
+    if a.len() != b.len() {
+        return Err(format!("its vocabulary has {} tokens, not {}", b.len(), a.len()));
+    }
+    let differs = |&t: &u32| a.bytes(t) != b.bytes(t) || a.is_end(t) != b.is_end(t);
+    match (0..a.len() as u32).find(differs) {
+        Some(token) => Err(format!("token {token} is another one in its vocabulary")),
+        None => Ok(()),
+    }
+}
+
+/// The method of a measurement.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Chosen {
+    /// The method, by slug or another name it answers to (`tessera methods` lists them).
+    pub(crate) slug: String,
+    /// A setting of the method; may be given several times.
+    #[arg(long = "setting", value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+    /// Another method to combine it with, as `slug` or `slug:key=value,...`: an acceptance rule
+    /// for a drafter, a drafter for an acceptance rule. May be given several times.
+    #[arg(long = "method", value_name = "METHOD")]
+    pub(crate) with: Vec<String>,
+}
+
+impl Chosen {
+    pub(crate) fn entry(&self) -> anyhow::Result<&'static MethodEntry> {
+        Ok(find(METHODS, &self.slug)?)
+    }
+
+    /// The method with its settings, and the others.
+    pub(crate) fn calls(&self) -> anyhow::Result<(MethodCall, Vec<MethodCall>)> {
+        let entry = self.entry()?;
+        let mut call = MethodCall { id: entry.slug.to_owned(), ..MethodCall::default() };
+        for setting in &self.settings {
+            let Some((key, value)) = setting.split_once('=') else {
+                let what = format!("--setting {setting}: write key=value");
+                return Err(BadUsage(what).into());
+            };
+            let (key, value) = (key.trim(), value.trim());
+            call.settings.insert(key.to_owned(), entry.value(key, value)?);
+        }
+        let with = self.with.iter().map(|text| MethodCall::parse(METHODS, text));
+        Ok((call, with.collect::<tessera_core::Result<_>>()?))
+    }
+
+    pub(crate) fn command(&self) -> String {
+        let mut text = format!(" {}", self.slug);
+        for setting in &self.settings {
+            text += &format!(" --setting {setting}");
+        }
+        for method in &self.with {
+            text += &format!(" --method {method}");
+        }
+        text
+    }
+}
+
+/// The prompts of a measurement.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Prompts {
+    /// Your own prompts instead of the built-in ones: one a line, or a JSON object a line with
+    /// `text` and, if wanted, `category` and `raw`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) workload: Option<PathBuf>,
+    /// Only this category; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) category: Vec<String>,
+}
+
+impl Prompts {
+    pub(crate) fn read(&self) -> anyhow::Result<Workload> {
+        let all = match &self.workload {
+            Some(path) => Workload::read(path)?,
+            None => Workload::built_in()?,
+        };
+        Ok(all.only(&self.category)?)
+    }
+
+    pub(crate) fn command(&self) -> String {
+        let mut text = String::new();
+        if let Some(path) = self.workload.as_ref().and_then(|p| p.file_name()) {
+            text += &format!(" --workload {}", path.to_string_lossy());
+        }
+        for category in &self.category {
+            text += &format!(" --category {category}");
+        }
+        text
+    }
+}
