@@ -9,6 +9,7 @@
 //! | [`verdict`] | one word and one sentence for it |
 //! | [`record`] | the file that keeps it |
 //! | [`table`] | a record as text |
+//! | [`verify`], [`enumerate`] | whether a method keeps its promise about the text |
 //! | [`quality`] | perplexity under the plain model |
 //! | [`driver`] | timed passes over one stream of tokens |
 //! | [`curve`] | the cost of a pass by its rows |
@@ -21,6 +22,7 @@ pub mod check;
 pub mod curve;
 pub mod date;
 pub mod driver;
+pub mod enumerate;
 pub mod error;
 pub mod floor;
 pub mod lineup;
@@ -35,6 +37,7 @@ pub mod trial;
 pub mod tune;
 pub mod tuned;
 pub mod verdict;
+pub mod verify;
 pub mod workload;
 
 pub use error::{Error, Result};

@@ -70,6 +70,8 @@ enum Command {
     Methods(commands::methods::Arguments),
     /// Measure what a method gains: claimed, measured, control.
     Check(commands::check::Arguments),
+    /// Prove or refute on a model that a method keeps its promise about the text.
+    Verify(commands::verify::Arguments),
     /// Measure a model's speed on this machine.
     Bench(commands::bench::Arguments),
     /// Store a model's weights in fewer bits.
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         Command::Rm(arguments) => commands::rm::run(globals, arguments),
         Command::Methods(arguments) => commands::methods::run(globals, arguments),
         Command::Check(arguments) => commands::check::run(globals, arguments),
+        Command::Verify(arguments) => commands::verify::run(globals, arguments),
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),

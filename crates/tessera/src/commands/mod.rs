@@ -11,6 +11,7 @@ pub(crate) mod quantize;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod show;
+pub(crate) mod verify;
 
 use std::io::Write;
 
