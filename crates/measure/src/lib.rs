@@ -10,6 +10,7 @@
 //! | [`record`] | the file that keeps it |
 //! | [`table`] | a record as text |
 //! | [`verify`], [`enumerate`] | whether a method keeps its promise about the text |
+//! | [`report`], [`plot`] | records as a page |
 //! | [`quality`] | perplexity under the plain model |
 //! | [`driver`] | timed passes over one stream of tokens |
 //! | [`curve`] | the cost of a pass by its rows |
@@ -27,8 +28,10 @@ pub mod error;
 pub mod floor;
 pub mod lineup;
 pub mod machine;
+pub mod plot;
 pub mod quality;
 pub mod record;
+pub mod report;
 #[cfg(test)]
 mod samples;
 pub mod statistics;

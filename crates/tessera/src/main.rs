@@ -72,6 +72,8 @@ enum Command {
     Check(commands::check::Arguments),
     /// Prove or refute on a model that a method keeps its promise about the text.
     Verify(commands::verify::Arguments),
+    /// Make one page with plots of what was measured.
+    Report(commands::report::Arguments),
     /// Measure a model's speed on this machine.
     Bench(commands::bench::Arguments),
     /// Store a model's weights in fewer bits.
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Command::Methods(arguments) => commands::methods::run(globals, arguments),
         Command::Check(arguments) => commands::check::run(globals, arguments),
         Command::Verify(arguments) => commands::verify::run(globals, arguments),
+        Command::Report(arguments) => commands::report::run(globals, arguments),
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),

@@ -8,6 +8,7 @@ pub(crate) mod methods;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod quantize;
+pub(crate) mod report;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod show;
