@@ -11,6 +11,7 @@
 //! | [`table`] | a record as text |
 //! | [`verify`], [`enumerate`] | whether a method keeps its promise about the text |
 //! | [`report`], [`plot`] | records as a page |
+//! | [`catalogue`] | the methods as documents, with their last records |
 //! | [`quality`] | perplexity under the plain model |
 //! | [`driver`] | timed passes over one stream of tokens |
 //! | [`curve`] | the cost of a pass by its rows |
@@ -19,6 +20,7 @@
 //! | [`tune`], [`tuned`] | the fastest recipe that keeps a promise, and the file it is kept in |
 //! | [`statistics`] | medians and intervals |
 
+pub mod catalogue;
 pub mod check;
 pub mod curve;
 pub mod date;
