@@ -70,6 +70,16 @@ fn role(entry: &MethodEntry) -> Result<Role> {
     }
 }
 
+/// Whether check can measure a method with these settings at all, before any model is loaded.
+///
+/// # Errors
+/// As [`Lineup::new`], but for what depends on a model.
+pub fn suits(entry: &MethodEntry, call: &MethodCall) -> Result<()> {
+    role(entry)?;
+    entry.resolve(&call.settings)?;
+    Ok(())
+}
+
 impl Lineup {
     /// The arms for `call`, combined with the methods `with` (an acceptance rule for a drafter, a
     /// drafter for an acceptance rule).

@@ -60,9 +60,14 @@ impl Models {
 
     /// The flags again, as typed, without those at their default.
     pub(crate) fn command(&self) -> String {
-        let mut text = format!(" -m {}", self.model);
+        // Where someone keeps models is nobody's business.
+        let shown = |name: &str| match name.starts_with(['/', '~']) {
+            true => file_name(name),
+            false => name.to_owned(),
+        };
+        let mut text = format!(" -m {}", shown(&self.model));
         if let Some(draft) = &self.draft_model {
-            text += &format!(" --draft-model {draft}");
+            text += &format!(" --draft-model {}", shown(draft));
         }
         if self.threads != 0 {
             text += &format!(" -t {}", self.threads);
@@ -107,12 +112,17 @@ impl Loaded {
 /// A model's line in a record: never its path.
 pub(crate) fn line(session: &Session) -> ModelLine {
     let info = session.info();
-    let name = std::path::Path::new(&info.name);
-    let name = match name.is_absolute() {
-        true => name.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
+    let name = match info.name.starts_with(['.', '/', '~']) {
+        true => file_name(&info.name),
         false => info.name.clone(),
     };
     ModelLine { name, detail: info.detail.clone(), threads: info.threads }
+}
+
+/// The last part of a path.
+fn file_name(path: &str) -> String {
+    let name = std::path::Path::new(path).file_name();
+    name.map_or_else(|| path.to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
 /// Why two models cannot work together.

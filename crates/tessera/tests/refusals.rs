@@ -154,3 +154,29 @@ fn a_prompt_may_hold_any_character() {
         assert_eq!(ran.code, 0, "{prompt:?}: {}", ran.err);
     }
 }
+#[test]
+fn measurements_that_make_no_sense() {
+    std::fs::write(toy::file("empty.txt"), "\n").unwrap();
+    std::fs::write(toy::file("no-record.json"), "{}").unwrap();
+    insta::assert_snapshot!(said(&[
+        &["check"],
+        &["check", "promt-lookup"],
+        &["check", "none"],
+        &["check", "prompt-lookup", "--setting", "bugdet=3"],
+        &["check", "prompt-lookup", "--setting", "budget"],
+        &["check", "prompt-lookup", "--category", "code-edits"],
+        &["check", "prompt-lookup", "--workload", "nothing.txt"],
+        &["check", "prompt-lookup", "--workload", "empty.txt"],
+        &["check", "prompt-lookup", "-n", "1"],
+        &["check", "prompt-lookup", "--repeat", "0"],
+        &["check", "prompt-lookup", "--temperature", "-1"],
+        &["check", "prompt-lookup", "-m", "smolm2"],
+        &["verify", "residul"],
+        &["verify", "keyed", "--count", "0"],
+        &["report"],
+        &["report", "nothing.json"],
+        &["report", "no-record.json"],
+        &["methods", "search", "warp", "drive"],
+        &["methods", "docs", "--root", "nowhere"],
+    ]));
+}

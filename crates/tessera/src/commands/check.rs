@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tessera_core::dist::Sampling;
 use tessera_measure::check::{Plan, Setting, measure};
-use tessera_measure::lineup::Lineup;
+use tessera_measure::lineup::{Lineup, suits};
 use tessera_measure::{curve, record, table, trial};
 use tessera_runtime::METHODS;
 
@@ -112,6 +112,7 @@ impl Arguments {
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     let started = Instant::now();
     let (call, with) = arguments.chosen.calls()?;
+    suits(arguments.chosen.entry()?, &call)?;
     let mut plan = arguments.plan()?;
     let workload = arguments.prompts.read()?;
     let loaded = arguments.models.open(globals)?;
