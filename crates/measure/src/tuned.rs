@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tessera_core::entry::MethodCall;
-use tessera_runtime::{CostCurve, Info, METHODS, Recipe};
+use tessera_runtime::{CostCurve, METHODS, Recipe};
 
 use crate::machine::Machine;
 
@@ -125,14 +125,21 @@ impl Tuned {
         Ok(path)
     }
 
-    /// What was found for the model that `info` describes, on this machine; `None` if it was never
-    /// tuned here.
+    /// What was found for the model called `name` whose file is `model`, with `threads` threads
+    /// (0: all cores) on this machine; `None` if it was never tuned here.
     ///
     /// # Errors
     /// [`TunedError`] for a file that cannot be read or no longer fits.
-    pub fn load(dir: &Path, info: &Info) -> Result<Option<Self>, TunedError> {
-        let bytes = std::fs::metadata(&info.path).map_or(0, |m| m.len());
-        let path = file(dir, &info.name, bytes, &Machine::here(), info.threads);
+    pub fn load(
+        dir: &Path,
+        name: &str,
+        model: &Path,
+        threads: usize,
+    ) -> Result<Option<Self>, TunedError> {
+        let machine = Machine::here();
+        let threads = if threads == 0 { machine.cores } else { threads };
+        let bytes = std::fs::metadata(model).map_or(0, |m| m.len());
+        let path = file(dir, name, bytes, &machine, threads);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -168,7 +175,7 @@ mod tests {
     fn tuned(methods: Value) -> Tuned {
         Tuned {
             version: VERSION,
-            model: "org/Some Model:Q4".to_owned(),
+            model: NAME.to_owned(),
             bytes: 3,
             threads: 2,
             machine: Machine::here(),
@@ -183,48 +190,39 @@ mod tests {
         }
     }
 
-    fn info(dir: &Path) -> Info {
+    const NAME: &str = "org/Some Model:Q4";
+
+    fn model(dir: &Path) -> PathBuf {
         let path = dir.join("model.gguf");
         std::fs::write(&path, "abc").unwrap();
-        Info {
-            name: "org/Some Model:Q4".to_owned(),
-            path,
-            arch: String::new(),
-            detail: String::new(),
-            threads: 2,
-            context: 1,
-            bytes_per_token: 1,
-            generic_types: Vec::new(),
-            load_seconds: 0.0,
-            chat: false,
-        }
+        path
     }
 
     #[test]
     fn what_is_saved_is_found_again() {
         let dir = tempfile::tempdir().unwrap();
-        let info = info(dir.path());
-        assert!(Tuned::load(dir.path(), &info).unwrap().is_none());
+        let (dir, model) = (dir.path(), model(dir.path()));
+        assert!(Tuned::load(dir, NAME, &model, 2).unwrap().is_none());
         let saved = tuned(json!([{"id": "prompt-lookup", "budget": 7}]));
-        let path = saved.save(dir.path()).unwrap();
-        assert_eq!(Tuned::load(dir.path(), &info).unwrap(), Some(saved.clone()));
+        let path = saved.save(dir).unwrap();
+        assert_eq!(Tuned::load(dir, NAME, &model, 2).unwrap(), Some(saved.clone()));
         assert_eq!(saved.recipe().unwrap().members()[0].settings["budget"], 7);
         // Other threads are another matter.
-        assert!(Tuned::load(dir.path(), &Info { threads: 1, ..info }).unwrap().is_none());
+        assert!(Tuned::load(dir, NAME, &model, 1).unwrap().is_none());
         assert!(path.file_name().unwrap().to_str().unwrap().starts_with("org-some-model-q4-3-"));
     }
 
     #[test]
     fn a_file_that_no_longer_fits_says_so() {
         let dir = tempfile::tempdir().unwrap();
-        let info = info(dir.path());
+        let (dir, model) = (dir.path(), model(dir.path()));
         for broken in [
             tuned(json!([{"id": "gone-method"}])),
             Tuned { version: 99, ..tuned(json!([])) },
             Tuned { curve: CostCurve { points: vec![], draft: 0.0 }, ..tuned(json!([])) },
         ] {
-            broken.save(dir.path()).unwrap();
-            let text = Tuned::load(dir.path(), &info).unwrap_err().to_string();
+            broken.save(dir).unwrap();
+            let text = Tuned::load(dir, NAME, &model, 2).unwrap_err().to_string();
             assert!(text.contains("tessera tune"), "{text}");
         }
     }

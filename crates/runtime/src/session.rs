@@ -256,7 +256,8 @@ impl Session {
         self.blueprint.layers.iter().map(|l| rows(l.window) * row).sum()
     }
 
-    fn model(&self) -> Model<'_> {
+    /// The model as a loop sees it.
+    pub fn model(&self) -> Model<'_> {
         let draft = self.draft_backbone();
         Model { backbone: &*self.backbone, vocabulary: &self.tokenizer, draft }
     }

@@ -1,11 +1,16 @@
 //! Flags that several commands share, and what they become.
 
+use std::io::Write;
+use std::path::Path;
+
 use clap::Args;
 use tessera_core::entry::MethodCall;
+use tessera_measure::tuned::{Tuned, data_dir};
 use tessera_runtime::{Backend, METHODS, Options, Recipe, Request, Sampling, Session};
 
 use crate::Globals;
 use crate::commands::store;
+use crate::commands::tune::typed;
 use crate::pull_progress::PullProgress;
 use crate::slow_bar::SlowBar;
 
@@ -53,6 +58,60 @@ impl ModelFlags {
         model: &str,
         draft_model: Option<&str>,
     ) -> anyhow::Result<Session> {
+        self.open_as(globals, model, &mut |_, _| Ok(draft_model.map(str::to_owned)))
+    }
+
+    /// [`ModelFlags::open`] with what `tessera tune` found for the model, put into `settings`: the
+    /// recipe where no method was asked for, the cost curve in any case.
+    pub(crate) fn open_tuned(
+        &self,
+        globals: &Globals,
+        model: &str,
+        generate: &GenerateFlags,
+        settings: &mut Settings,
+    ) -> anyhow::Result<Session> {
+        self.open_as(globals, model, &mut |name, path| {
+            let given = generate.draft_model.clone();
+            let Ok(data) = data_dir(|name| std::env::var_os(name)) else { return Ok(given) };
+            let tuned = match self.backend {
+                BackendName::Cpu => Tuned::load(&data, name, path, self.threads),
+                BackendName::Candle => Ok(None),
+            };
+            let tuned = match tuned {
+                Ok(Some(tuned)) => tuned,
+                Ok(None) => return Ok(given),
+                Err(error) => {
+                    // No reason not to answer: the plain run needs no tuning.
+                    let _ = writeln!(std::io::stderr(), "note: {error}");
+                    return Ok(given);
+                }
+            };
+            if !generate.method.is_empty() {
+                let recipe = std::mem::take(&mut settings.recipe);
+                settings.recipe = recipe.with_curve(tuned.curve)?;
+                return Ok(given);
+            }
+            settings.recipe = tuned.recipe()?;
+            if !settings.recipe.is_plain() && !globals.quiet && !globals.json {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "[{}: tuned here on {}, {:.2}x; --method none turns it off]",
+                    typed(&tuned.methods),
+                    tuned.date,
+                    tuned.speedup,
+                );
+            }
+            Ok(given.or(tuned.draft_model))
+        })
+    }
+
+    /// Opens the model; `draft` is told its name and file and says which draft model it needs.
+    fn open_as(
+        &self,
+        globals: &Globals,
+        model: &str,
+        draft: &mut dyn FnMut(&str, &Path) -> anyhow::Result<Option<String>>,
+    ) -> anyhow::Result<Session> {
         let store = store(globals)?;
         let find = |name: &str| {
             let mut pull = PullProgress::new(name, globals.quiet);
@@ -61,7 +120,8 @@ impl ModelFlags {
             anyhow::Ok((located, bytes))
         };
         let (located, bytes) = find(model)?;
-        let draft_bytes = draft_model.map_or(anyhow::Ok(0), |name| Ok(find(name)?.1))?;
+        let draft_model = draft(&located.name, &located.path)?;
+        let draft_bytes = draft_model.as_deref().map_or(anyhow::Ok(0), |name| Ok(find(name)?.1))?;
         let options = Options {
             threads: self.threads,
             backend: match self.backend {
@@ -70,7 +130,7 @@ impl ModelFlags {
             },
             context: self.context,
             offline: globals.offline,
-            draft_model: draft_model.map(str::to_owned),
+            draft_model,
         };
         let bar = SlowBar::new("loading", bytes + draft_bytes, globals.quiet);
         Ok(Session::load(&located.name, &located.path, &options, &|done| bar.at(done))?)
@@ -163,7 +223,7 @@ pub(crate) struct GenerateFlags {
     #[arg(long, value_name = "TEXT", env = "TESSERA_SYSTEM")]
     pub(crate) system: Option<String>,
     /// A method, as `slug` or `slug:key=value,...`; may be given several times (`tessera methods`
-    /// lists them; `none` is the plain run).
+    /// lists them; `none` is the plain run). Without one, what `tessera tune` found is used.
     #[arg(long, value_name = "METHOD", env = "TESSERA_METHOD")]
     pub(crate) method: Vec<String>,
     /// A smaller model with the same vocabulary, for methods that guess with one (`--method

@@ -74,6 +74,8 @@ enum Command {
     Verify(commands::verify::Arguments),
     /// Make one page with plots of what was measured.
     Report(commands::report::Arguments),
+    /// Find the fastest recipe here that keeps a promise, and keep it for `run` and `chat`.
+    Tune(commands::tune::Arguments),
     /// Measure a model's speed on this machine.
     Bench(commands::bench::Arguments),
     /// Store a model's weights in fewer bits.
@@ -100,6 +102,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => commands::check::run(globals, arguments),
         Command::Verify(arguments) => commands::verify::run(globals, arguments),
         Command::Report(arguments) => commands::report::run(globals, arguments),
+        Command::Tune(arguments) => commands::tune::run(globals, arguments),
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),

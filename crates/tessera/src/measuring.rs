@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tessera_core::entry::{MethodCall, MethodEntry, find};
-use tessera_core::{Backbone, Vocabulary};
 use tessera_engine::Model;
 use tessera_measure::check::Task;
 use tessera_measure::record::ModelLine;
@@ -42,20 +41,13 @@ pub(crate) struct Models {
 /// Loaded models.
 pub(crate) struct Loaded {
     pub(crate) target: Session,
-    pub(crate) draft: Option<Session>,
 }
 
 impl Models {
     pub(crate) fn open(&self, globals: &Globals) -> anyhow::Result<Loaded> {
         let flags = ModelFlags { context: None, threads: self.threads, backend: self.backend };
-        let target = flags.open(globals, &self.model)?;
-        let draft = self.draft_model.as_ref().map(|name| flags.open(globals, name)).transpose()?;
-        if let Some(draft) = &draft {
-            same_vocabulary(target.vocabulary(), draft.vocabulary()).map_err(|what| {
-                BadUsage(format!("{} cannot draft for {}: {what}", draft.info().name, self.model))
-            })?;
-        }
-        Ok(Loaded { target, draft })
+        let target = flags.open(globals, &self.model, self.draft_model.as_deref())?;
+        Ok(Loaded { target })
     }
 
     /// The flags again, as typed, without those at their default.
@@ -78,15 +70,7 @@ impl Models {
 
 impl Loaded {
     pub(crate) fn model(&self) -> Model<'_> {
-        Model {
-            backbone: self.target.backbone(),
-            vocabulary: self.target.vocabulary(),
-            draft: self.draft(),
-        }
-    }
-
-    pub(crate) fn draft(&self) -> Option<&dyn Backbone> {
-        self.draft.as_ref().map(Session::backbone)
+        self.target.model()
     }
 
     /// The prompts as tokens; those that leave no room for `room` more are refused by name.
@@ -111,10 +95,19 @@ impl Loaded {
 
 /// A model's line in a record: never its path.
 pub(crate) fn line(session: &Session) -> ModelLine {
+    line_of(session, &session.info().name)
+}
+
+/// The draft model's line, if there is one; it runs on the threads of the other.
+pub(crate) fn draft_line(session: &Session) -> Option<ModelLine> {
+    session.info().draft_model.as_ref().map(|name| line_of(session, name))
+}
+
+fn line_of(session: &Session, name: &str) -> ModelLine {
     let info = session.info();
-    let name = match info.name.starts_with(['.', '/', '~']) {
-        true => file_name(&info.name),
-        false => info.name.clone(),
+    let name = match name.starts_with(['.', '/', '~']) {
+        true => file_name(name),
+        false => name.to_owned(),
     };
     ModelLine { name, detail: info.detail.clone(), threads: info.threads }
 }
@@ -123,18 +116,6 @@ pub(crate) fn line(session: &Session) -> ModelLine {
 fn file_name(path: &str) -> String {
     let name = std::path::Path::new(path).file_name();
     name.map_or_else(|| path.to_owned(), |n| n.to_string_lossy().into_owned())
-}
-
-/// Why two models cannot work together.
-fn same_vocabulary(a: &dyn Vocabulary, b: &dyn Vocabulary) -> Result<(), String> {
-    if a.len() != b.len() {
-        return Err(format!("its vocabulary has {} tokens, not {}", b.len(), a.len()));
-    }
-    let differs = |&t: &u32| a.bytes(t) != b.bytes(t) || a.is_end(t) != b.is_end(t);
-    match (0..a.len() as u32).find(differs) {
-        Some(token) => Err(format!("token {token} is another one in its vocabulary")),
-        None => Ok(()),
-    }
 }
 
 /// The method of a measurement.

@@ -27,9 +27,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
-    let settings = arguments.generate.settings()?;
-    let draft_model = arguments.generate.draft_model.as_deref();
-    let session = arguments.model_flags.open(globals, &arguments.model, draft_model)?;
+    let mut settings = arguments.generate.settings()?;
+    let flags = &arguments.generate;
+    let model = &arguments.model;
+    let session = arguments.model_flags.open_tuned(globals, model, flags, &mut settings)?;
     if !session.info().chat {
         let what = format!(
             "{} has no chat template: it continues text. Next: `tessera run {} \"...\"`",

@@ -14,7 +14,7 @@ use super::result;
 use crate::Globals;
 use crate::failure::BadUsage;
 use crate::interrupt;
-use crate::measuring::{Chosen, Models, Prompts, line};
+use crate::measuring::{Chosen, Models, Prompts, draft_line, line};
 use crate::slow_bar::SlowBar;
 
 /// Context at which the cost curve is measured, in tokens.
@@ -141,7 +141,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         &plan,
         Setting {
             model: line(&loaded.target),
-            draft_model: loaded.draft.as_ref().map(line),
+            draft_model: draft_line(&loaded.target),
             workload: workload.name.clone(),
             curve,
             quick: arguments.quick,

@@ -12,6 +12,7 @@ pub(crate) mod report;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod show;
+pub(crate) mod tune;
 pub(crate) mod verify;
 
 use std::io::Write;

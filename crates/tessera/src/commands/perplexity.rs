@@ -66,7 +66,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     if context < 2 || arguments.chunks == Some(0) {
         return Err(BadUsage("context and chunks: must be at least 2 and 1".to_owned()).into());
     }
-    let session = arguments.flags.open(globals, &arguments.model)?;
+    let session = arguments.flags.open(globals, &arguments.model, None)?;
     let context = context.min(session.info().context);
     let tokens = session.tokens(&Prompt::Raw(&text))?;
     // Chunks restart the text; where texts begin with a mark, chunks do.

@@ -30,14 +30,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
-    let settings = arguments.generate.settings()?;
+    let mut settings = arguments.generate.settings()?;
     if arguments.raw && arguments.generate.system.is_some() {
         let what = "--system needs the chat template, which --raw leaves out: give one of them";
         return Err(BadUsage(what.to_owned()).into());
     }
     let text = prompt(arguments.prompt.as_deref())?;
-    let draft_model = arguments.generate.draft_model.as_deref();
-    let session = arguments.model_flags.open(globals, &arguments.model, draft_model)?;
+    let flags = &arguments.generate;
+    let model = &arguments.model;
+    let session = arguments.model_flags.open_tuned(globals, model, flags, &mut settings)?;
     let mut request = session.request(&shape(&session, arguments, &text).prompt())?;
     settings.apply(&mut request);
 
