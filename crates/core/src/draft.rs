@@ -263,6 +263,12 @@ pub trait Draft: Send + Debug {
         0
     }
 
+    /// Cost of one of those passes in passes of one row of the target, for a drafter that runs part
+    /// of the target itself; `None` where it is the draft model's, which the cost curve holds.
+    fn pass_cost(&self) -> Option<f64> {
+        None
+    }
+
     /// Fills `tree`, which is empty.
     ///
     /// # Errors

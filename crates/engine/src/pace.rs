@@ -121,7 +121,8 @@ impl Pace {
             return most;
         }
         self.weighed = true;
-        let gain = |n| gain(&self.all, curve, n, drafter.passes(n));
+        let unit = drafter.pass_cost().unwrap_or(curve.draft);
+        let gain = |n| gain(&self.all, curve, n, unit * drafter.passes(n) as f64);
         let best = best_of(most, gain);
         if best > 0 {
             self.all.wait = 0;
@@ -144,7 +145,7 @@ impl Pace {
             return tree.len();
         }
         let grade = &self.grades[tree.grade];
-        let gain = |n| gain(grade, curve, n, 0);
+        let gain = |n| gain(grade, curve, n, 0.0);
         if (0..tree.len() as u32).any(|n| tree.drawn_from(n).is_some()) {
             // Where chance took part, what was drawn may have decided how many nodes there are. A
             // cut that depends on their number would then leave improbable guesses out more often
@@ -194,10 +195,10 @@ impl Pace {
     }
 }
 
-/// Tokens a step is expected to commit, over its cost.
-fn gain(grade: &Grade, curve: &CostCurve, nodes: usize, passes: usize) -> f64 {
+/// Tokens a step is expected to commit, over the cost of its pass and of `drafting`.
+fn gain(grade: &Grade, curve: &CostCurve, nodes: usize, drafting: f64) -> f64 {
     let expected: f64 = 1.0 + (0..nodes).map(|n| grade.chance(n)).sum::<f64>();
-    expected / (curve.cost(nodes + 1) + curve.draft * passes as f64)
+    expected / (curve.cost(nodes + 1) + drafting)
 }
 
 /// The number of nodes up to `most` with the best gain; 0 unless it beats the plain step.
