@@ -201,8 +201,8 @@ mod tests {
             let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
             search(METHODS, &words).iter().map(|e| e.slug).collect::<Vec<_>>()
         };
-        assert_eq!(found(&["LEVIATHAN"]), ["residual"]);
-        assert_eq!(found(&["draft", "ngram"]), ["prompt-lookup"]);
+        assert_eq!(found(&["LEVIATHAN", "residual"]), ["residual"]);
+        assert_eq!(found(&["draft", "ngram", "same words"]), ["prompt-lookup"]);
         assert!(found(&["no such words"]).is_empty());
     }
 

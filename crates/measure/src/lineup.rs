@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use tessera_core::entry::{Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Role, find};
-use tessera_engine::Recipe;
+use tessera_engine::{CostCurve, Recipe};
 
 use crate::error::{Error, Result};
 use crate::record::Part;
@@ -34,8 +34,8 @@ pub struct Lineup {
     pub entry: &'static MethodEntry,
     /// The promise of its recipe.
     pub exactness: Exactness,
-    /// The arms. The control's recipe has the budget of its settings until [`Lineup::control`]
-    /// gives it another.
+    /// The arms. The control's recipe has the budget of its settings until the check
+    /// gives it the one the method spent.
     pub arms: Vec<Setup>,
     /// Where the control comes from and what it is combined with.
     control: Option<(&'static MethodEntry, Vec<MethodCall>)>,
@@ -180,6 +180,17 @@ impl Lineup {
             call.settings.insert("budget".to_owned(), json!(budget));
         }
         Ok(Some(Recipe::resolve(self.entries, &join(&call, rest))?))
+    }
+
+    /// Lets the method and its rival leave out guesses that do not pay by `curve`.
+    ///
+    /// # Errors
+    /// As [`Recipe::with_curve`].
+    pub fn pace(&mut self, curve: &CostCurve) -> Result<()> {
+        for arm in self.arms.iter_mut().filter(|arm| arm.part != Part::Control) {
+            arm.recipe = std::mem::take(&mut arm.recipe).with_curve(curve.clone())?;
+        }
+        Ok(())
     }
 
     /// Most guesses a pass that the method's settings allow.

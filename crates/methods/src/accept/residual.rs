@@ -3,7 +3,7 @@
 //! Authors: Leviathan, Kalman, Matias; Miao et al.; Xiong et al.
 //! Year: 2023
 //! Id: arXiv:2211.17192, arXiv:2305.09781, arXiv:2410.11744
-//! Implemented: a guess y drawn from D is accepted with probability min(1, R[y] / D[y]), where R is
+//! Implemented: a guess y drawn from D is accepted with probability min(1, R(y) / D(y)), where R is
 //!   the target's distribution; rejected, R becomes norm(max(R - D, 0)) and y is struck from D; the
 //!   next sibling is tested against what is left, and after the last one a token is drawn from R.
 //!   A guess that no chance took part in has D = 1 at its token.

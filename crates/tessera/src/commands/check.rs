@@ -35,6 +35,10 @@ pub(crate) struct Arguments {
     /// At most a minute: two prompts a category, short answers, and what time allows of them.
     #[arg(long)]
     quick: bool,
+    /// Leave out guesses that do not pay, by the cost curve that is measured first, as `run` and
+    /// `chat` do after `tune`. The control always spends its whole budget.
+    #[arg(long)]
+    paced: bool,
     /// Most tokens of an answer (default 128; 64 with --quick).
     #[arg(short = 'n', long, value_name = "TOKENS")]
     tokens: Option<usize>,
@@ -93,6 +97,7 @@ impl Arguments {
         let mut text = format!("tessera check{}{}", self.chosen.command(), self.models.command());
         text += &self.prompts.command();
         text += if self.quick { " --quick" } else { "" };
+        text += if self.paced { " --paced" } else { "" };
         for (flag, value) in [("-n", self.tokens), ("--count", self.count)] {
             text += &value.map_or_else(String::new, |v| format!(" {flag} {v}"));
         }
@@ -117,7 +122,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let workload = arguments.prompts.read()?;
     let loaded = arguments.models.open(globals)?;
     let model = loaded.model();
-    let lineup = Lineup::new(METHODS, &call, &with, &trial::offer(model))?;
+    let mut lineup = Lineup::new(METHODS, &call, &with, &trial::offer(model))?;
     let count = arguments.count.unwrap_or(if arguments.quick { 2 } else { usize::MAX });
     let items = workload.in_turns(count.min(workload.items.len()));
     let tasks = loaded.tasks(&items, plan.tokens)?;
@@ -130,6 +135,9 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         bar.at(100 * at as u64 / of as u64);
     })?;
     drop(bar);
+    if arguments.paced {
+        lineup.pace(&curve.0)?;
+    }
     plan.limit = plan.limit.map(|limit| limit.saturating_sub(started.elapsed()));
     let bar = SlowBar::new(lineup.entry.slug, (plan.turns * tasks.len()) as u64, globals.quiet);
     let measured =
