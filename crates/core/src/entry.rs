@@ -7,8 +7,8 @@
 //! refused and the nearest right one suggested.
 
 use schemars::{JsonSchema, Schema};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::accept::Accept;
@@ -290,6 +290,17 @@ pub trait MethodConfig: Serialize + DeserializeOwned + JsonSchema + Default {
     /// # Errors
     /// One line naming the field, the value and the range.
     fn validate(&self) -> std::result::Result<(), String>;
+}
+
+/// The settings of a method that has none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NoSettings {}
+
+impl MethodConfig for NoSettings {
+    fn validate(&self) -> std::result::Result<(), String> {
+        Ok(())
+    }
 }
 
 /// The schema of `C`, for [`MethodEntry::schema`].

@@ -8,24 +8,11 @@
 //! Left out: nothing.
 //! Tag: keyed
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tessera_core::accept::Keyed;
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
+    Exactness, Kind, Method, MethodEntry, Needs, NoSettings, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
-
-/// It has no settings.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct NoSettings {}
-
-impl MethodConfig for NoSettings {
-    fn validate(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
 
 /// The registry's line.
 pub static ENTRY: MethodEntry = MethodEntry {

@@ -11,25 +11,12 @@
 //!   and shared with nothing else.
 //! Tag: residual
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tessera_core::draft::Law;
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Site,
-    defaults_of, read_as, resolve_as, schema_of,
+    Exactness, Kind, Method, MethodEntry, Needs, NoSettings, Paper, Place, Role, Site, defaults_of,
+    read_as, resolve_as, schema_of,
 };
 use tessera_core::{Accept, Decision, Result, TokenId};
-
-/// It has no settings.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct NoSettings {}
-
-impl MethodConfig for NoSettings {
-    fn validate(&self) -> std::result::Result<(), String> {
-        Ok(())
-    }
-}
 
 /// The registry's line.
 pub static ENTRY: MethodEntry = MethodEntry {

@@ -7,23 +7,10 @@
 //! Left out: nothing.
 //! Tag: plain
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Settings, defaults_of, read_as,
+    Exactness, Kind, Method, MethodEntry, Needs, NoSettings, Settings, defaults_of, read_as,
     resolve_as, schema_of,
 };
-
-/// It has no settings.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct NoSettings {}
-
-impl MethodConfig for NoSettings {
-    fn validate(&self) -> Result<(), String> {
-        Ok(())
-    }
-}
 
 /// The registry's line.
 pub static ENTRY: MethodEntry = MethodEntry {

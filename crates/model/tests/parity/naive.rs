@@ -3,6 +3,8 @@
 //! Nothing here is shared with the backbones except the contract's own types and the cache table:
 //! visibility is written out from the words of the documentation, not taken from
 //! `tessera_core::Visible`.
+//!
+//! Long because it is a whole model, written a second time and to be read from top to bottom.
 
 use std::any::Any;
 use std::collections::HashMap;
