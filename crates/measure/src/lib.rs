@@ -23,7 +23,6 @@
 pub mod catalogue;
 pub mod check;
 pub mod curve;
-pub mod date;
 pub mod driver;
 pub mod enumerate;
 pub mod error;

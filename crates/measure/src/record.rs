@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::statistics::Interval;
 use crate::trial::Counts;
+use crate::tuned::data_dir;
 
 /// The form of the file. A change that old readers misread changes it.
 pub const SCHEMA: &str = "tessera.check/1";
@@ -325,14 +326,9 @@ impl Record {
     }
 }
 
-/// Where records of this user go: `$TESSERA_HOME/records`, else `$XDG_DATA_HOME/tessera/records`,
-/// else `~/.local/share/tessera/records`. `get` reads a variable.
+/// Where records of this user go: `records` in [`data_dir`]. `get` reads a variable.
 pub fn directory(get: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
-    let get = |name: &str| get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    get("TESSERA_HOME")
-        .or_else(|| get("XDG_DATA_HOME").map(|d| d.join("tessera")))
-        .or_else(|| get("HOME").map(|h| h.join(".local/share/tessera")))
-        .map(|home| home.join("records"))
+    data_dir(get).ok().map(|data| data.join("records"))
 }
 
 /// The day of a moment, `YYYY-MM-DD` in UTC, from seconds since 1970.

@@ -10,9 +10,10 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tessera_core::entry::{Exactness, MethodCall, MethodEntry, Role};
-use tessera_runtime::{Control, CostCurve, METHODS, Recipe, Request, Session};
+use tessera_runtime::{CostCurve, METHODS, Recipe, Request, Session};
 
 use crate::statistics::{geometric_mean, median};
+use crate::trial;
 use crate::tuned::Promise;
 
 /// A prompt to tune on.
@@ -126,10 +127,8 @@ fn run(
         ..request.clone()
     };
     let never = AtomicBool::new(false);
-    let stats = session.generate(&request, &mut |_| Control::Continue, &never)?.stats;
-    let made = stats.decode_tokens.max(1) as f64;
-    let passes = stats.passes.saturating_sub(stats.prompt_tokens.div_ceil(request.chunk)).max(1);
-    Ok((stats.decode_seconds / made, made / passes as f64))
+    let trial = trial::run(session.model(), &mut session.sequence()?, &request, &never)?;
+    Ok((trial.pace().unwrap_or(f64::NAN), trial.counts.per_pass()))
 }
 
 /// One round: every recipe on every prompt, in turns with the plain run.

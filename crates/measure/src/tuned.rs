@@ -78,18 +78,21 @@ pub enum TunedError {
         what: String,
     },
     /// No place for it.
-    #[error("none of TESSERA_DATA, XDG_DATA_HOME and HOME is set: there is no place for results")]
+    #[error(
+        "none of TESSERA_DATA, TESSERA_HOME, XDG_DATA_HOME and HOME is set: there is no place for results"
+    )]
     NoHome,
 }
 
-/// Where results are kept: `$TESSERA_DATA`, else `$XDG_DATA_HOME/tessera`, else
-/// `~/.local/share/tessera`.
+/// Where results are kept: `$TESSERA_DATA`, else `$TESSERA_HOME`, else `$XDG_DATA_HOME/tessera`,
+/// else `~/.local/share/tessera`.
 ///
 /// # Errors
 /// [`TunedError::NoHome`].
 pub fn data_dir(get: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, TunedError> {
     let path = |name: &str| get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     path("TESSERA_DATA")
+        .or_else(|| path("TESSERA_HOME"))
         .or_else(|| path("XDG_DATA_HOME").map(|d| d.join("tessera")))
         .or_else(|| path("HOME").map(|h| h.join(".local/share/tessera")))
         .ok_or(TunedError::NoHome)
@@ -235,6 +238,7 @@ mod tests {
             })
         };
         assert_eq!(dir(&[("TESSERA_DATA", "/a"), ("HOME", "/h")]).unwrap(), Path::new("/a"));
+        assert_eq!(dir(&[("TESSERA_HOME", "/t"), ("HOME", "/h")]).unwrap(), Path::new("/t"));
         assert_eq!(dir(&[("XDG_DATA_HOME", "/x")]).unwrap(), Path::new("/x/tessera"));
         assert_eq!(dir(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/share/tessera"));
         assert!(dir(&[("HOME", "")]).is_err());

@@ -8,7 +8,7 @@ use tessera_core::entry::find;
 use tessera_measure::machine::Machine;
 use tessera_measure::tune::{Plan, Trial, TunePrompt, Tuning, tune};
 use tessera_measure::tuned::{Promise, Tuned, VERSION, data_dir};
-use tessera_measure::{curve, date};
+use tessera_measure::{curve, record};
 use tessera_runtime::{CostCurve, METHODS, Request, Sampling};
 
 use super::result;
@@ -101,7 +101,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         curve: cost,
         one_row_ms,
         speedup: tuning.speedup,
-        date: date::today(),
+        date: record::today(),
         command: format!(
             "tessera tune{}{}",
             arguments.models.command(),
