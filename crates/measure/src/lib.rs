@@ -5,6 +5,7 @@
 //! | [`workload`] | the prompts, ours or the user's own |
 //! | [`trial`] | one request run once: tokens, counts, times |
 //! | [`lineup`] | who takes part in a check: plain run, baseline, method, control |
+//! | [`longtext`] | long texts with questions that have exact answers |
 //! | [`check`] | runs a lineup over a workload, interleaved |
 //! | [`verdict`] | one word and one sentence for it |
 //! | [`record`] | the file that keeps it |
@@ -28,6 +29,7 @@ pub mod enumerate;
 pub mod error;
 pub mod floor;
 pub mod lineup;
+pub mod longtext;
 pub mod machine;
 pub mod plot;
 pub mod quality;
