@@ -31,6 +31,7 @@ SCHEMES: list[tuple[str, list[str]]] = [
     ("finequant mixed", ["--bits", "mixed", "--compact"]),
     ("q4_0", ["--scheme", "q4_0"]),
     ("q4_1", ["--scheme", "q4_1"]),
+    ("q4_k", ["--scheme", "q4_k"]),
 ]
 SWEEP = [
     (f"alpha {a}", ["--alpha", str(a), "--guard", "0", "--error-budget", "0", "--bits", "4", "--compact"]) for a in (0.85, 0.9, 0.925, 0.95)

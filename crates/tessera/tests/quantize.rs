@@ -66,7 +66,7 @@ fn what_makes_no_sense_is_refused_by_name() {
         (&["quantize", "toy.gguf", "out.bin"][..], "must end in .gguf"),
         (&["quantize", "toy.gguf", "toy.gguf"], "--force"),
         (&["quantize", "toy.gguf", "toy.gguf", "--force"], "the source itself"),
-        (&["quantize", "toy.gguf", "x.gguf", "--scheme", "q4_k"], "not written yet"),
+        (&["quantize", "toy.gguf", "x.gguf", "--scheme", "q5_k"], "not written yet"),
         (&["quantize", "toy.gguf", "x.gguf", "--scheme", "fineqant"], "did you mean `finequant`"),
         (&["quantize", "toy.gguf", "x.gguf", "--scheme", "q4_0", "--alpha", "0.5"], "--alpha"),
         (&["quantize", "toy.gguf", "x.gguf", "--scheme", "q4_0", "--compact"], "--compact"),

@@ -42,6 +42,7 @@ pub(super) fn write(
         Scheme::Q4_0 | Scheme::FineQuant(_) => 2,
         Scheme::Q4_1 => 3,
         Scheme::Q8_0 => 7,
+        Scheme::Q4K => 14,
         Scheme::Bf16 => 32,
     };
     w.set("general.file_type", most);

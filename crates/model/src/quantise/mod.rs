@@ -13,6 +13,7 @@ pub mod blocks;
 pub mod granularity;
 mod metadata;
 mod rows;
+pub mod superblocks;
 mod write;
 
 use serde::Serialize;
@@ -35,6 +36,9 @@ pub enum Scheme {
     Q4_0,
     /// 4 bits, a scale and a minimum every 32.
     Q4_1,
+    /// 4 bits, a scale and a minimum of 6 bits every 32; [`Scheme::Q4_1`] where a row is no multiple
+    /// of 256 weights.
+    Q4K,
     /// 8 bits, a scale every 32.
     Q8_0,
     /// Groups of adaptive size.
@@ -53,6 +57,7 @@ impl Scheme {
             Self::Bf16 => "bf16",
             Self::Q4_0 => "q4_0",
             Self::Q4_1 => "q4_1",
+            Self::Q4K => "q4_k",
             Self::Q8_0 => "q8_0",
             Self::FineQuant(_) => "finequant",
         }

@@ -13,6 +13,7 @@ use super::granularity::{Survey, UNIT};
 use super::rows::map_rows;
 use super::{
     FineQuant, QuantiseError, Quantised, Report, Scheme, Settings, Tables, blocks, metadata,
+    superblocks,
 };
 use crate::file_error::FileError;
 use crate::gguf::{Compact, GgufWriter, Shape, Stored};
@@ -25,6 +26,7 @@ enum Encoding {
     Float(WeightType),
     Q4_0,
     Q4_1,
+    Q4K,
     /// Groups of so many weights.
     Grouped {
         size: usize,
@@ -38,6 +40,7 @@ impl Encoding {
             Self::Float(ty) => ty,
             Self::Q4_0 | Self::Grouped { bits: Bits::Four, .. } => WeightType::Q4_0,
             Self::Q4_1 => WeightType::Q4_1,
+            Self::Q4K => WeightType::Q4K,
             Self::Grouped { bits: Bits::Eight, .. } => WeightType::Q8_0,
         }
     }
@@ -57,6 +60,7 @@ impl Encoding {
             Self::Float(ty) => floats(ty, row, out),
             Self::Q4_0 => blocks::q4_0(row, out),
             Self::Q4_1 => blocks::q4_1(row, out),
+            Self::Q4K => superblocks::q4_k(row, out),
             Self::Grouped { size, bits } => blocks::grouped(row, size, bits, out),
         }
     }
@@ -226,6 +230,8 @@ fn encoding(
         return Ok(Some(match settings.scheme {
             Scheme::Q4_0 => Encoding::Q4_0,
             Scheme::Q4_1 => Encoding::Q4_1,
+            Scheme::Q4K if cols.is_multiple_of(superblocks::SUPER) => Encoding::Q4K,
+            Scheme::Q4K => Encoding::Q4_1,
             _ => eight,
         }));
     };

@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     source: String,
     /// The file to write; its name ends in `.gguf`.
     destination: PathBuf,
-    /// finequant, q4_0, q4_1, q8_0, f16, bf16 or f32.
+    /// finequant, q4_0, q4_1, q4_k, q8_0, f16, bf16 or f32.
     #[arg(long, default_value = "finequant", value_name = "SCHEME")]
     scheme: String,
     /// What the embedding table and the head are stored as.
@@ -122,6 +122,7 @@ impl Arguments {
             "finequant" => Scheme::FineQuant(self.fine.resolve()?),
             "q4_0" => Scheme::Q4_0,
             "q4_1" => Scheme::Q4_1,
+            "q4_k" => Scheme::Q4K,
             "q8_0" => Scheme::Q8_0,
             "f16" => Scheme::F16,
             "bf16" => Scheme::Bf16,
@@ -148,8 +149,7 @@ impl Arguments {
 fn unknown_scheme(name: &str) -> String {
     let known = Scheme::NAMES.join(", ");
     // Types that people know and that Tessera reads, but does not write.
-    if ["q4_k", "q4_k_m", "q4_k_s", "q5_0", "q5_1", "q5_k", "q6_k", "q2_k", "q3_k"].contains(&name)
-    {
+    if ["q4_k_m", "q4_k_s", "q5_0", "q5_1", "q5_k", "q6_k", "q2_k", "q3_k"].contains(&name) {
         return format!("scheme {name} can be read, but not written yet; schemes: {known}");
     }
     match nearest(name, Scheme::NAMES.into_iter()).first() {
@@ -170,16 +170,13 @@ struct Done<'a> {
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = arguments.settings()?;
     let to = &arguments.destination;
+    check_other(Path::new(&arguments.source), to)?;
     check_destination(to, arguments.force)?;
     let store = store(globals)?;
     let mut pull = PullProgress::new(&arguments.source, globals.quiet);
     let located = store.ensure_with(&arguments.source, &mut |event| pull.hear(event))?;
     drop(pull);
-    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same(&located.path, to) {
-        let what = "the destination is the source itself. Next: give it another name";
-        return Err(BadUsage(what.to_owned()).into());
-    }
+    check_other(&located.path, to)?;
     let weights = open_weights(&located.path)?;
     let bar = SlowBar::new("quantising", 1000, globals.quiet);
     let report = quantise(&*weights, to, &settings, &|done, total| {
@@ -190,6 +187,17 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let requantised = !report.requantised_from.is_empty();
     let done = Done { source: &arguments.source, file: to, requantised, report: &report };
     result(globals, &done, &describe(&arguments.source, to, &report))
+}
+
+/// Refuses to write over what is read.
+fn check_other(from: &Path, to: &Path) -> anyhow::Result<()> {
+    match (from.canonicalize(), to.canonicalize()) {
+        (Ok(from), Ok(to)) if from == to => {
+            let what = "the destination is the source itself. Next: give it another name";
+            Err(BadUsage(what.to_owned()).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_destination(to: &Path, force: bool) -> anyhow::Result<()> {
