@@ -67,7 +67,10 @@ pub fn generate_in(
     cancel: &AtomicBool,
 ) -> Result<Outcome> {
     let limit = request.limit(model.backbone.spec())?;
-    let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
+    let max_tokens = match request.forced.len() {
+        0 => request.max_tokens.unwrap_or(usize::MAX),
+        forced => request.max_tokens.unwrap_or(forced).min(forced),
+    };
     let bounds = Bounds { limit, max_tokens, seed: request.seed, ignore_end: request.ignore_end };
     let room = request.prompt.len().saturating_add(max_tokens.min(1024)).min(limit);
     let mut schedule = None;

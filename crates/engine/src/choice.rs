@@ -1,6 +1,6 @@
 //! One of a request's texts while it grows: its tokens, its text, and whether it has ended.
 
-use tessera_core::dist::{Key, Sampler, Sampling};
+use tessera_core::dist::{Key, Sampler, Sampling, log_sum_exp};
 use tessera_core::text::{StopMatcher, StreamDecoder};
 use tessera_core::{FinishReason, KvStore, Position, Result, Reveal, TokenId, Vocabulary};
 
@@ -22,6 +22,9 @@ pub(crate) struct Choice {
     piece: String,
     pub(crate) reason: Option<FinishReason>,
     pub(crate) speculation: Speculation,
+    /// The text to follow, and what the model thought of it.
+    forced: Vec<TokenId>,
+    logprobs: Vec<f64>,
 }
 
 /// What a request fixes for all its choices.
@@ -52,6 +55,8 @@ impl Choice {
             piece: String::new(),
             reason: None,
             speculation,
+            forced: request.forced.clone(),
+            logprobs: Vec::new(),
         })
     }
 
@@ -104,6 +109,12 @@ impl Choice {
         sampler: &mut Sampler,
         bounds: &Bounds,
     ) -> Result<(TokenId, bool)> {
+        if let Some(&token) = self.forced.get(self.made()) {
+            let logits = reveal.logits(segment, 0);
+            let logit = f64::from(logits.get(token as usize).copied().unwrap_or_default());
+            self.logprobs.push(logit - log_sum_exp(logits)?);
+            return Ok((token, false));
+        }
         let key = Key::new(bounds.seed, self.index as u32, self.history.len() as Position);
         self.speculation.choose(reveal, segment, &self.history, key, sampler)
     }
@@ -164,6 +175,7 @@ impl Choice {
             tokens: self.history.split_off(self.prompt),
             text: std::mem::take(&mut self.text),
             reason: self.reason.unwrap_or(FinishReason::Cancelled),
+            logprobs: std::mem::take(&mut self.logprobs),
         }
     }
 }

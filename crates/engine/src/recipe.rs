@@ -66,6 +66,19 @@ impl Recipe {
         &self.members
     }
 
+    /// The recipe with `setting` changed to `value` in every member that has such a setting.
+    ///
+    /// # Errors
+    /// [`Error::Method`] if a member does not take the value.
+    pub fn with_setting(&self, setting: &str, value: &Value) -> Result<Self> {
+        let mut changed = self.clone();
+        for member in changed.members.iter_mut().filter(|m| m.settings.contains_key(setting)) {
+            member.settings.insert(setting.to_owned(), value.clone());
+            member.settings = member.entry.resolve(&member.settings)?;
+        }
+        Ok(changed)
+    }
+
     /// The recipe with this machine's cost curve: guesses that do not pay are then left out.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use tessera_core::dist::Sampling;
+use tessera_core::entry::{Place, Role};
 use tessera_core::{Error, FinishReason, ModelSpec, Result, TokenId};
 
 use crate::recipe::Recipe;
@@ -36,6 +37,9 @@ pub struct Request {
     pub chunk: usize,
     /// The methods that take part.
     pub recipe: Recipe,
+    /// Text to follow instead of drawing it: its tokens are committed whatever the model says, and
+    /// what the model (with the recipe) thought of each is in [`Completion::logprobs`]. Usually empty.
+    pub forced: Vec<TokenId>,
 }
 
 impl Request {
@@ -52,6 +56,7 @@ impl Request {
             ignore_end: false,
             chunk: CHUNK,
             recipe: Recipe::plain(),
+            forced: Vec::new(),
         }
     }
 
@@ -70,6 +75,17 @@ impl Request {
         }
         if self.chunk == 0 {
             return Err(Error::setting("chunk", 0, "at least 1"));
+        }
+        if !self.forced.is_empty() {
+            let drafts = |role: &Place| role.role == Role::Draft;
+            let member = self.recipe.members().iter().find(|m| m.entry.places.iter().any(drafts));
+            if let Some(member) = member {
+                let value = format!("given with `{}`", member.entry.slug);
+                return Err(Error::setting("forced", value, "a recipe that guesses nothing"));
+            }
+            if let Some(&bad) = self.forced.iter().find(|&&t| t as usize >= spec.vocab) {
+                return Err(Error::setting("forced", bad, "tokens of the model's vocabulary"));
+            }
         }
         let limit = match self.context {
             None => spec.context,
@@ -99,6 +115,10 @@ pub struct Completion {
     pub text: String,
     /// Why it ended.
     pub reason: FinishReason,
+    /// Natural logarithm of the probability that the model gave each forced token, before
+    /// truncations and at temperature 1; empty unless the request forces a text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<f64>,
 }
 
 /// What a request cost.

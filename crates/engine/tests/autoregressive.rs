@@ -346,3 +346,25 @@ fn broken_logits_are_an_error_and_the_memory_survives() {
     let outcome = generate_in(model, &mut sequence, &short, &mut go, &never).unwrap();
     assert_eq!(outcome.choices[0].text, "AA");
 }
+
+#[test]
+fn a_forced_text_is_followed_and_weighed() {
+    let words = Words::bytes();
+    // Three tokens of equal probability, all others impossible: each forced token has 1/3.
+    let toy = Scripted::new(words.len(), 64, |_, logits| {
+        logits.fill(f32::NEG_INFINITY);
+        logits[65..68].fill(2.0);
+    });
+    let request = Request { forced: vec![65, 67, 66, 65], ..greedy(vec![0]) };
+    let outcome = run(&toy, &words, &request);
+    let choice = &outcome.choices[0];
+    assert_eq!((choice.tokens.as_slice(), choice.text.as_str()), (&[65, 67, 66, 65][..], "ACBA"));
+    assert_eq!(choice.reason, FinishReason::Length);
+    assert!(choice.logprobs.iter().all(|p| (p + 3f64.ln()).abs() < 1e-6), "{:?}", choice.logprobs);
+    assert_eq!(choice.logprobs.len(), 4);
+    let fewer = Request { max_tokens: Some(2), ..request.clone() };
+    assert_eq!(run(&toy, &words, &fewer).choices[0].tokens, [65, 67]);
+    let unknown = Request { forced: vec![1 << 20], ..request };
+    let toy = parrot(&words, b"ab");
+    assert!(refused(&toy, &words, &unknown).to_string().contains("forced"));
+}

@@ -53,10 +53,10 @@ pub struct Plan {
 }
 
 /// All arms on one prompt, in one turn; the order of the lineup.
-struct Sample<'a> {
-    task: &'a Task,
-    turn: usize,
-    trials: Vec<Trial>,
+pub(crate) struct Sample<'a> {
+    pub(crate) task: &'a Task,
+    pub(crate) turn: usize,
+    pub(crate) trials: Vec<Trial>,
 }
 
 /// What was measured, before it is a record.
@@ -66,6 +66,8 @@ pub struct Measured<'a> {
     planned: usize,
     /// The lineup's arms that took part, by index.
     arms: Vec<usize>,
+    /// Whether its texts are too long to be read once more for their perplexity.
+    long: bool,
 }
 
 /// Runs `lineup` over `tasks`. `progress` hears how many of how many prompts are done. Time running
@@ -108,7 +110,7 @@ pub fn measure<'a>(
     if samples.is_empty() {
         return Err(Error::Stopped);
     }
-    Ok(Measured { samples, planned: tasks.len(), arms })
+    Ok(Measured { samples, planned: tasks.len(), arms, long: false })
 }
 
 /// One prompt in one turn.
@@ -187,6 +189,17 @@ pub struct Setting {
     pub version: String,
 }
 
+impl<'a> Measured<'a> {
+    /// Samples taken elsewhere, on long texts.
+    pub(crate) fn on_long_texts(
+        samples: Vec<Sample<'a>>,
+        planned: usize,
+        arms: Vec<usize>,
+    ) -> Self {
+        Self { samples, planned, arms, long: true }
+    }
+}
+
 impl Measured<'_> {
     /// The record of it.
     ///
@@ -205,7 +218,7 @@ impl Measured<'_> {
                 categories.push(&sample.task.category);
             }
         }
-        let lossy = matches!(lineup.exactness, Exactness::Lossy { .. });
+        let lossy = matches!(lineup.exactness, Exactness::Lossy { .. }) && !self.long;
         let (curve, row_ms) = setting.curve;
         let mut arms = Vec::new();
         for (at, &index) in self.arms.iter().enumerate() {
@@ -258,6 +271,7 @@ impl Measured<'_> {
             row_ms,
             arms,
             claims,
+            retention: None,
             verdict,
         })
     }

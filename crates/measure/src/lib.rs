@@ -13,6 +13,7 @@
 //! | [`verify`], [`enumerate`] | whether a method keeps its promise about the text |
 //! | [`report`], [`plot`] | records as a page |
 //! | [`catalogue`] | the methods as documents, with their last records |
+//! | [`retention`] | what is still known when less is remembered |
 //! | [`quality`] | perplexity under the plain model |
 //! | [`driver`] | timed passes over one stream of tokens |
 //! | [`curve`] | the cost of a pass by its rows |
@@ -35,6 +36,7 @@ pub mod plot;
 pub mod quality;
 pub mod record;
 pub mod report;
+pub mod retention;
 #[cfg(test)]
 mod samples;
 pub mod statistics;

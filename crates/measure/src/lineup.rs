@@ -42,8 +42,14 @@ pub struct Lineup {
     entries: &'static [&'static MethodEntry],
 }
 
+/// What evicts at random: the control of everything that forgets.
+pub const FORGETS: &str = "random-eviction";
+
+/// The strongest baselines of what forgets: what a user would take instead, first choice first.
+pub const KEEPERS: [&str; 2] = ["snapkv", "streaming"];
+
 /// The role by which a method is checked.
-fn role(entry: &MethodEntry) -> Result<Role> {
+pub fn role(entry: &MethodEntry) -> Result<Role> {
     let slug = entry.slug;
     let refuse = |what: &str| Err(Error::Usage(format!("{slug}: {what}")));
     match entry.kind {
@@ -61,8 +67,11 @@ fn role(entry: &MethodEntry) -> Result<Role> {
     if slug == CONTROL {
         return refuse("is the control of every check of a drafter: check a drafter");
     }
+    if slug == FORGETS {
+        return refuse("is the control of every check of what forgets: check such a method");
+    }
     match entry.places.first().map(|p| p.role) {
-        Some(role @ (Role::Draft | Role::Accept)) => Ok(role),
+        Some(role @ (Role::Draft | Role::Accept | Role::Reduce)) => Ok(role),
         _ => refuse(
             "check has no baseline and no control for what it decides yet: run it with \
              `tessera run MODEL PROMPT --method` and compare with `--method none`",
@@ -105,6 +114,9 @@ impl Lineup {
         }
         let method = resolve(&join(call, &with))?;
         method.fits(offer)?;
+        if role == Role::Reduce {
+            return Self::of_keepers(entries, call, &with, method);
+        }
         let mut arms = vec![Setup {
             part: Part::Plain,
             label: "plain".to_owned(),
@@ -170,6 +182,54 @@ impl Lineup {
         Ok(all)
     }
 
+    /// The arms for what forgets: the plain run, what keeps as much by a simpler rule, the method, and
+    /// what keeps as much at random. Settings that an arm has in common with the method are equal.
+    fn of_keepers(
+        entries: &'static [&'static MethodEntry],
+        call: &MethodCall,
+        with: &[MethodCall],
+        method: Recipe,
+    ) -> Result<Self> {
+        let entry = find(entries, &call.id)?;
+        let settings = method.members().first().map(|m| m.settings.clone()).unwrap_or_default();
+        let like = |slug: &str| -> Result<Option<Recipe>> {
+            let Ok(other) = find(entries, slug) else { return Ok(None) };
+            let shared = (other.defaults)();
+            let shared = settings.iter().filter(|(k, _)| {
+                matches!(k.as_str(), "budget" | "ratio") && shared.contains_key(*k)
+            });
+            let call = MethodCall {
+                id: slug.to_owned(),
+                settings: shared.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            };
+            Ok(Some(Recipe::resolve(entries, &join(&call, with))?))
+        };
+        let setup = |part, label: &str, why: &str, recipe| Setup {
+            part,
+            label: label.to_owned(),
+            why: why.to_owned(),
+            recipe,
+        };
+        let why = "remembers everything: what answers and speed are measured against";
+        let mut arms = vec![setup(Part::Plain, "plain", why, Recipe::plain())];
+        // A baseline decides at the same place as the method, or the comparison is of places.
+        let keeper = KEEPERS.into_iter().find(|&slug| {
+            slug != entry.slug && find(entries, slug).is_ok_and(|e| before(entry.slug, e.slug))
+        });
+        let has_budget = settings.contains_key("budget");
+        if let Some(keeper) = keeper.filter(|_| has_budget)
+            && let Some(recipe) = like(keeper)?
+        {
+            arms.push(setup(Part::Rival, keeper, "keeps as many rows by a simpler rule", recipe));
+        }
+        let exactness = method.exactness();
+        arms.push(setup(Part::Method, entry.slug, "the method", method));
+        if has_budget && let Some(recipe) = like(FORGETS)? {
+            arms.push(setup(Part::Control, FORGETS, "keeps as many rows, at random", recipe));
+        }
+        Ok(Self { entry, exactness, arms, control: None, entries })
+    }
+
     /// The control with `budget` guesses a pass; with its own default for `None`.
     pub(crate) fn control(&self, budget: Option<usize>) -> Result<Option<Recipe>> {
         let Some((entry, rest)) = &self.control else { return Ok(None) };
@@ -199,6 +259,12 @@ impl Lineup {
         let built = method.map(|a| a.recipe.build()).transpose()?.unwrap_or_default();
         Ok(built.iter().map(|m| if let Method::Draft(d) = m { d.budget() } else { 0 }).sum())
     }
+}
+
+/// Whether `keeper` is a fair baseline of `method`: a rule for the whole run is not measured against
+/// one for the prompt only.
+fn before(method: &str, keeper: &str) -> bool {
+    keeper == "streaming" || !matches!(method, "treekv" | "streaming")
 }
 
 /// Whether the method plays `role`.

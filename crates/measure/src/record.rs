@@ -10,6 +10,7 @@ use tessera_engine::CostCurve;
 
 use crate::error::{Error, Result};
 use crate::machine::Machine;
+use crate::retention::Retention;
 use crate::statistics::Interval;
 use crate::trial::Counts;
 use crate::tuned::data_dir;
@@ -56,6 +57,9 @@ pub struct Record {
     pub arms: Vec<Arm>,
     /// What the paper claims, beside what was measured.
     pub claims: Vec<ClaimLine>,
+    /// Answers, cache and speed by budget, for methods that forget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
     /// What it comes to.
     pub verdict: Verdict,
 }

@@ -290,6 +290,7 @@ pub(crate) fn record() -> Record {
                 control: Some(1.01),
             },
         ],
+        retention: None,
         verdict: Verdict { word: Word::Partly, reason: "a sentence & a half".into() },
     }
 }

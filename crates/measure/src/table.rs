@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::record::{Arm, Part, Record, Row};
+use crate::retention::Retention;
 use crate::statistics::Interval;
 use crate::verdict::figure;
 
@@ -14,8 +15,13 @@ pub fn render(record: &Record) -> String {
     let mut text = String::new();
     head(record, &mut text);
     claims(record, &mut text);
-    speeds(record, &mut text);
-    counts(record, &mut text);
+    match &record.retention {
+        Some(retention) => answers(record, retention, &mut text),
+        None => {
+            speeds(record, &mut text);
+            counts(record, &mut text);
+        }
+    }
     texts(record, &mut text);
     machine(record, &mut text);
     let _ = writeln!(text, "\nverdict: {}. {}.", record.verdict.word.text(), record.verdict.reason);
@@ -113,6 +119,58 @@ fn speeds(record: &Record, text: &mut String) {
         None => {
             let _ = writeln!(text, "control: none, the registry holds no random drafter");
         }
+    }
+}
+
+/// What is still known, by arm and value of the setting.
+fn answers(record: &Record, retention: &Retention, text: &mut String) {
+    let tasks: Vec<&str> = retention
+        .points
+        .first()
+        .map(|p| p.tasks.iter().map(|t| t.task.as_str()).collect())
+        .unwrap_or_default();
+    let setting = if retention.setting.is_empty() { "setting" } else { &retention.setting };
+    let mut titles = vec!["right answers", setting];
+    titles.extend(&tasks);
+    titles.extend(["over plain", "over control", "cache kept", "MB", "decoding"]);
+    let mut grid = Grid::new(&titles);
+    for point in &retention.points {
+        let value = match &point.value {
+            serde_json::Value::Null => "-".to_owned(),
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let mut cells = vec![point.label.clone(), value];
+        cells.extend(point.tasks.iter().map(|t| format!("{}/{}", t.right, t.asked)));
+        let points = |i: Option<Interval>| {
+            i.map_or_else(
+                || "-".to_owned(),
+                |i| format!("{:+.0} [{:+.0}, {:+.0}]", i.median, i.low, i.high),
+            )
+        };
+        let all = point.all();
+        let plain = point.part == Part::Plain;
+        cells.push(points(all.map(|a| a.over_plain).filter(|_| !plain)));
+        cells.push(points(all.and_then(|a| a.over_control)));
+        cells.push(percent(point.kept));
+        cells.push(format!("{:.1}", point.cache_bytes as f64 / 1e6));
+        cells.push(point.speed.map_or_else(|| "-".to_owned(), |i| figure(i.median) + "x"));
+        grid.row(cells);
+    }
+    let _ = writeln!(
+        text,
+        "\n{} texts of about {} tokens; differences in points of 100, paired by question",
+        retention.texts, retention.length
+    );
+    text.push_str(&grid.text());
+    for part in [Part::Rival, Part::Control] {
+        if let Some(arm) = record.arm(part) {
+            let what = if part == Part::Rival { "baseline" } else { "control" };
+            let _ = writeln!(text, "{what} {}: {}", arm.label, arm.why);
+        }
+    }
+    if record.arm(Part::Control).is_none() {
+        let _ = writeln!(text, "control: none, it has no budget that chance could spend");
     }
 }
 

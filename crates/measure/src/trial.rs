@@ -106,6 +106,12 @@ pub struct Trial {
     pub decode_seconds: f64,
     /// Its part that was spent guessing.
     pub draft_seconds: f64,
+    /// Share of the cache's rows that was evicted, 0 to 1.
+    pub forgotten: f64,
+    /// Bytes of the caches at the end.
+    pub cache_bytes: usize,
+    /// What the model thought of each token, if they were forced on it.
+    pub logprobs: Vec<f64>,
 }
 
 impl Trial {
@@ -143,6 +149,9 @@ pub fn run(
         prefill_seconds: outcome.stats.prefill_seconds,
         decode_seconds: outcome.stats.decode_seconds,
         draft_seconds: outcome.stats.draft_seconds,
+        forgotten: outcome.stats.forgotten(),
+        cache_bytes: outcome.stats.cache_bytes,
+        logprobs: first.logprobs,
     })
 }
 

@@ -4,6 +4,7 @@ use tessera_core::entry::Exactness;
 use tessera_engine::CostCurve;
 
 use crate::record::{Arm, ClaimLine, Part, Row, Verdict, Word};
+use crate::retention::{Point, Retention};
 use crate::statistics::Interval;
 
 /// A claimed acceptance counts as matched from this share of it on.
@@ -90,6 +91,58 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
             }
         },
     }
+}
+
+/// A loss of answers up to this many points of 100 is what papers call nearly none.
+const SMALL_LOSS: f64 = 5.0;
+
+/// The verdict on a method that forgets:
+/// - *not here* if it answers no more than what forgets at random, or if the plain run answers too
+///   little for anything to be lost;
+/// - *confirmed* if it loses at most [`SMALL_LOSS`] points of the plain run's answers and is not
+///   behind the baseline;
+/// - *partly* otherwise.
+pub fn of_retention(retention: &Retention, rival: Option<&str>) -> Verdict {
+    let say = |word, reason| Verdict { word, reason };
+    let own = retention.points.iter().find(|p| p.part == Part::Method);
+    let plain = retention.points.first().and_then(Point::all);
+    let (Some(point), Some(plain)) = (own, plain) else {
+        return say(Word::NotHere, "nothing was asked, so there is nothing to judge".to_owned());
+    };
+    let Some(answers) = point.all() else {
+        return say(Word::NotHere, "nothing was asked, so there is nothing to judge".to_owned());
+    };
+    let kept = 100.0 * point.kept;
+    let held = format!(
+        "{} of {} answers with {kept:.0} % of the cache, where the plain run has {}",
+        answers.right, answers.asked, plain.right
+    );
+    if plain.right * 4 < plain.asked {
+        let reason = format!("the model answers too few questions for a loss to show: {held}");
+        return say(Word::NotHere, reason);
+    }
+    let speed = point.speed.map_or_else(String::new, |s| format!("; decoding {}", times(s)));
+    if let Some(over) = answers.over_control
+        && over.low <= 0.0
+    {
+        let reason = format!("{held}: no more than forgetting at random ({}){speed}", points(over));
+        return say(Word::NotHere, reason);
+    }
+    if let Some(over) = answers.over_rival
+        && over.high < 0.0
+    {
+        let rival = rival.unwrap_or("the baseline");
+        return say(Word::Partly, format!("{held}: behind {rival} ({}){speed}", points(over)));
+    }
+    let word = match answers.over_plain.median >= -SMALL_LOSS {
+        true => Word::Confirmed,
+        false => Word::Partly,
+    };
+    say(word, format!("{held} ({}){speed}", points(answers.over_plain)))
+}
+
+fn points(i: Interval) -> String {
+    format!("{:+.0} points [{:+.0}, {:+.0}]", i.median, i.low, i.high)
 }
 
 /// What bounds the gain: tokens per pass against the cost of a pass.

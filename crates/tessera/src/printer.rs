@@ -137,7 +137,12 @@ mod tests {
             rows: 30,
             ..Stats::default()
         };
-        let choices = vec![Completion { tokens: vec![7, 8], text: "ab".to_owned(), reason }];
+        let choices = vec![Completion {
+            tokens: vec![7, 8],
+            text: "ab".to_owned(),
+            reason,
+            logprobs: Vec::new(),
+        }];
         Outcome { choices, stats }
     }
 

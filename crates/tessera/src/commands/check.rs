@@ -10,6 +10,7 @@ use tessera_measure::lineup::{Lineup, suits};
 use tessera_measure::{curve, record, table, trial};
 use tessera_runtime::METHODS;
 
+use super::check_long::{LongFlags, forgets};
 use super::result;
 use crate::Globals;
 use crate::failure::BadUsage;
@@ -60,6 +61,8 @@ pub(crate) struct Arguments {
     /// Equal seeds give equal text.
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    long: LongFlags,
     /// Write the record into this directory, too.
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
@@ -96,6 +99,7 @@ impl Arguments {
     fn command(&self) -> String {
         let mut text = format!("tessera check{}{}", self.chosen.command(), self.models.command());
         text += &self.prompts.command();
+        text += &self.long.command();
         text += if self.quick { " --quick" } else { "" };
         text += if self.paced { " --paced" } else { "" };
         for (flag, value) in [("-n", self.tokens), ("--count", self.count)] {
@@ -116,8 +120,18 @@ impl Arguments {
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     let started = Instant::now();
-    let (call, with) = arguments.chosen.calls()?;
-    suits(arguments.chosen.entry()?, &call)?;
+    let (mut call, with) = arguments.chosen.calls()?;
+    let entry = arguments.chosen.entry()?;
+    let forgets = forgets(entry);
+    match arguments.long.stray() {
+        _ if forgets => arguments.long.complete(entry, &mut call, arguments.quick),
+        Some(flag) => {
+            let what = format!("{flag} is for methods that forget; {} does not", entry.slug);
+            return Err(BadUsage(what).into());
+        }
+        None => {}
+    }
+    suits(entry, &call)?;
     let mut plan = arguments.plan()?;
     let workload = arguments.prompts.read()?;
     let loaded = arguments.models.open(globals)?;
@@ -125,7 +139,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let mut lineup = Lineup::new(METHODS, &call, &with, &trial::offer(model))?;
     let count = arguments.count.unwrap_or(if arguments.quick { 2 } else { usize::MAX });
     let items = workload.in_turns(count.min(workload.items.len()));
-    let tasks = loaded.tasks(&items, plan.tokens)?;
+    let tasks = if forgets { Vec::new() } else { loaded.tasks(&items, plan.tokens)? };
 
     let cancel = interrupt::flag();
     let context = CONTEXT.min(loaded.target.info().context / 2);
@@ -139,24 +153,25 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         lineup.pace(&curve.0)?;
     }
     plan.limit = plan.limit.map(|limit| limit.saturating_sub(started.elapsed()));
-    let bar = SlowBar::new(lineup.entry.slug, (plan.turns * tasks.len()) as u64, globals.quiet);
-    let measured =
-        measure(model, &lineup, &tasks, &plan, cancel, &mut |done, _| bar.at(done as u64))?;
-    drop(bar);
-    let record = measured.record(
-        model,
-        &lineup,
-        &plan,
-        Setting {
-            model: line(&loaded.target),
-            draft_model: draft_line(&loaded.target),
-            workload: workload.name.clone(),
-            curve,
-            quick: arguments.quick,
-            command: arguments.command(),
-            version: concat!("tessera ", env!("CARGO_PKG_VERSION")).to_owned(),
-        },
-    )?;
+    let setting = Setting {
+        model: line(&loaded.target),
+        draft_model: draft_line(&loaded.target),
+        workload: workload.name.clone(),
+        curve,
+        quick: arguments.quick,
+        command: arguments.command(),
+        version: concat!("tessera ", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    let record = if forgets {
+        arguments.long.measure(globals, &loaded, &lineup, &plan, plan.limit, setting)?
+    } else {
+        let all = (plan.turns * tasks.len()) as u64;
+        let bar = SlowBar::new(lineup.entry.slug, all, globals.quiet);
+        let mut hear = |done, _| bar.at(done as u64);
+        let measured = measure(model, &lineup, &tasks, &plan, cancel, &mut hear)?;
+        drop(bar);
+        measured.record(model, &lineup, &plan, setting)?
+    };
     let own = record::directory(|name| std::env::var_os(name));
     let mut written = Vec::new();
     for directory in own.iter().map(PathBuf::as_path).chain(arguments.record.as_deref()) {

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
+mod check_long;
 pub(crate) mod list;
 pub(crate) mod methods;
 pub(crate) mod perplexity;
