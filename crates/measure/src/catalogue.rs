@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use tessera_core::entry::{Exactness, Kind, MethodEntry};
 
-use crate::record::Record;
+use crate::record::{Part, Record};
+use crate::retention::Retention;
 use crate::verdict::figure;
 
 /// The marks between which the front page's table stands.
@@ -18,11 +19,24 @@ pub fn latest<'a>(records: &'a [Record], slug: &str) -> Option<&'a Record> {
     records.iter().filter(|r| r.slug == slug).max_by_key(|r| (&r.date, !r.quick))
 }
 
-/// Verdict, speed and day of a record, in a line.
+/// Verdict, speed (or what is still known) and day of a record, in a line.
 pub fn measured(record: &Record) -> String {
-    let speed = record.speed().map_or_else(String::new, |i| {
-        format!(", {}x [{}, {}]", figure(i.median), figure(i.low), figure(i.high))
-    });
+    let own = |r: &Retention| r.points.iter().find(|p| p.part == Part::Method).cloned();
+    let kept = record.retention.as_ref().and_then(own);
+    let answers = kept.as_ref().and_then(|p| Some((p.kept, p.all()?)));
+    let speed = match (answers, record.speed()) {
+        (Some((kept, all)), _) => format!(
+            ", {:+.0} points of answers [{:+.0}, {:+.0}] with {:.0} % of the cache",
+            all.over_plain.median,
+            all.over_plain.low,
+            all.over_plain.high,
+            100.0 * kept
+        ),
+        (None, Some(i)) => {
+            format!(", {}x [{}, {}]", figure(i.median), figure(i.low), figure(i.high))
+        }
+        (None, None) => String::new(),
+    };
     let quick = if record.quick { ", quick" } else { "" };
     let word = record.verdict.word.text();
     format!("{word}{speed} ({}, {}{quick})", record.model.name, record.date)

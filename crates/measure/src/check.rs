@@ -20,7 +20,7 @@ use crate::quality;
 use crate::record::{
     Agreement, Arm, ClaimLine, Divergence, ModelLine, Part, Record, Row, SCHEMA, WorkloadLine,
 };
-use crate::statistics::{Interval, median};
+use crate::statistics::{Interval, geometric_mean, median};
 use crate::trial::{self, Counts, Trial};
 use crate::verdict;
 
@@ -280,6 +280,21 @@ impl Measured<'_> {
         self.samples.iter().filter(move |s| category.is_none_or(|c| s.task.category == c))
     }
 
+    /// A value of each prompt: the geometric mean over its turns. Turns of a prompt share its text, so
+    /// only prompts are independent of one another.
+    fn by_prompt(
+        &self,
+        category: Option<&str>,
+        value: impl Fn(&Sample<'_>) -> Option<f64>,
+    ) -> Vec<f64> {
+        let prompts = self.of(category).filter(|s| s.turn == 0);
+        let turns = |name: &str| -> Vec<f64> {
+            self.of(category).filter(|s| s.task.name == name).filter_map(&value).collect()
+        };
+        let values = prompts.map(|s| turns(&s.task.name)).filter(|turns| !turns.is_empty());
+        values.map(|turns| geometric_mean(&turns)).collect()
+    }
+
     /// Prompts and answers of an arm, each once.
     fn texts<'b>(
         &'b self,
@@ -303,7 +318,7 @@ impl Measured<'_> {
         let over = |other: Part| {
             let other = (0..self.arms.len()).find(|&o| part(o) == other && o != at)?;
             let pair = |s: &Sample<'_>| Some(s.trials[other].pace()? / s.trials[at].pace()?);
-            let ratios: Vec<f64> = self.of(category).filter_map(pair).collect();
+            let ratios = self.by_prompt(category, pair);
             (!ratios.is_empty()).then(|| Interval::of(&ratios))
         };
         let trials: Vec<&Trial> = self.of(category).map(|s| &s.trials[at]).collect();
@@ -434,7 +449,7 @@ mod tests {
         assert_eq!(method.counts.committed, plain.counts.committed);
         assert!(method.counts.per_pass() > 1.0 && method.counts.accepted > 0);
         assert_eq!((method.text.same, method.text.texts, method.text.share), (3, 3, 1.0));
-        assert_eq!(method.speed.unwrap().count, 6);
+        assert_eq!(method.speed.unwrap().count, 3);
         // The prediction for the one prompt of a category by hand: its passes through the curve.
         let one = &record.arm(Part::Method).unwrap().categories[1];
         let cost: f64 = one.counts.passes.iter().map(|(&r, &n)| samples::cost(r) * n as f64).sum();

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use crate::plot::{self, Mark};
 use crate::record::{Arm, Part, Record};
+use crate::retention::{Point, Retention};
 use crate::statistics::Interval;
 use crate::verdict::figure;
 
@@ -108,8 +109,13 @@ fn section(n: usize, record: &Record, page: &mut String) {
         escape(&record.verdict.reason),
     );
     claims(record, page);
-    speeds(record, page);
-    depths(record, page);
+    match &record.retention {
+        Some(retention) => answers(record, retention, page),
+        None => {
+            speeds(record, page);
+            depths(record, page);
+        }
+    }
     curve(record, page);
     counts(record, page);
     let work = &record.workload;
@@ -188,6 +194,56 @@ fn speeds(record: &Record, page: &mut String) {
         }));
     }
     figure_of(&plot::speeds(&rows, claim), &legend, "Speed over the plain run, by category", page);
+}
+
+/// Right answers by the setting that was varied, and everything about them as a table.
+fn answers(record: &Record, retention: &Retention, page: &mut String) {
+    let share = |p: &Point| p.all().map(|a| 100.0 * a.right as f64 / a.asked.max(1) as f64);
+    let mut lines = Vec::new();
+    let mut legend = Vec::new();
+    for (part, kind) in
+        [(Part::Method, Mark::Main), (Part::Rival, Mark::Rival), (Part::Control, Mark::Control)]
+    {
+        let mut line: Vec<(f64, f64)> = retention
+            .points
+            .iter()
+            .filter(|p| p.part == part)
+            .filter_map(|p| Some((p.value.as_f64()?, share(p)?)))
+            .collect();
+        line.sort_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some(arm) = record.arm(part).filter(|_| line.len() > 1) {
+            lines.push((kind, line));
+            legend.push((kind, arm.label.clone()));
+        }
+    }
+    if !lines.is_empty() {
+        let svg = plot::lines(&lines, &retention.setting, "% right", Some(100.0));
+        let plain = retention.points.first().and_then(share).unwrap_or_default();
+        let caption = format!(
+            "Right answers by {}, texts of about {} tokens; the plain run has {plain:.0} %",
+            retention.setting, retention.length
+        );
+        figure_of(&svg, &legend, &caption, page);
+    }
+    let setting = if retention.setting.is_empty() { "setting" } else { &retention.setting };
+    let mut titles = vec!["arm", setting];
+    if let Some(first) = retention.points.first() {
+        titles.extend(first.tasks.iter().map(|t| t.task.as_str()));
+    }
+    titles.extend(["over plain (points)", "perplexity", "cache kept", "MB", "decoding (x)"]);
+    let line = |p: &Point| {
+        let mut cells = vec![p.label.clone()];
+        cells.push(if p.value.is_null() { "–".to_owned() } else { p.value.to_string() });
+        cells.extend(p.tasks.iter().map(|t| format!("{}/{}", t.right, t.asked)));
+        cells.push(interval(p.all().map(|a| a.over_plain)));
+        cells.push(figure(p.perplexity));
+        cells.push(format!("{:.0} %", 100.0 * p.kept));
+        cells.push(format!("{:.1}", p.cache_bytes as f64 / 1e6));
+        cells.push(interval(p.speed));
+        cells
+    };
+    let rows: Vec<Vec<String>> = retention.points.iter().map(line).collect();
+    table("What is still known", &titles, &rows, page);
 }
 
 fn depths(record: &Record, page: &mut String) {

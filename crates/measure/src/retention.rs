@@ -42,6 +42,8 @@ pub struct Plan {
     pub answer: usize,
     /// Tokens of the continuation by which speed is measured.
     pub speed: usize,
+    /// Last tokens of a text that are forced on the model, one by one, for its perplexity.
+    pub scored: usize,
     /// The seed.
     pub seed: u64,
     /// When to stop, if time matters.
@@ -80,6 +82,8 @@ pub struct Point {
     pub kept: f64,
     /// Bytes of the cache at the end of an answer, the median.
     pub cache_bytes: usize,
+    /// Perplexity of the texts' last tokens, each read by a decoding pass.
+    pub perplexity: f64,
     /// Decoding speed over the plain run's after the same text.
     pub speed: Option<Interval>,
     /// Time to the first token over the plain run's (the whole text computed anew by both), where the
@@ -143,6 +147,8 @@ struct Seen {
     /// By question: whether it was answered.
     right: Vec<bool>,
     speed: Option<Trial>,
+    /// Natural logarithms of the probabilities of the text's last tokens.
+    logprobs: Vec<f64>,
 }
 
 /// Whether a recipe acts inside the passes over the prompt, so that it shares no rows.
@@ -291,6 +297,21 @@ fn read(
                 }
                 seen[v].speed = Some(speed);
             }
+            if q == 0 {
+                // The text alone, its end forced: how well it is still understood.
+                let known = shared.saturating_sub(plan.scored).max(1);
+                request.prompt = first[..known].to_vec();
+                request.forced = first[known..shared].to_vec();
+                request.max_tokens = None;
+                let mut sequence = base.fork()?;
+                sequence.truncate(known)?;
+                if variant.whole {
+                    sequence = Sequence::new(model.backbone, known + 64)?;
+                }
+                seen[v].logprobs = trial::run(model, &mut sequence, &request, cancel)?.logprobs;
+                request.forced.clear();
+                request.prompt.clone_from(prompt);
+            }
             if cancel.load(Ordering::Relaxed) {
                 return Ok(None);
             }
@@ -361,6 +382,10 @@ fn point(variants: &[Variant<'_>], at: usize, texts: &[Reading], seen: &[Vec<See
         tasks,
         kept: middle(&|t| 1.0 - t.forgotten),
         cache_bytes: middle(&|t| t.cache_bytes as f64) as usize,
+        perplexity: {
+            let all: Vec<f64> = seen.iter().flat_map(|s| s[at].logprobs.iter().copied()).collect();
+            (-all.iter().sum::<f64>() / all.len().max(1) as f64).exp()
+        },
         speed: paired(&Trial::pace),
         prefill_speed: variant.whole.then(|| paired(&|t| Some(t.prefill_seconds))).flatten(),
     }
@@ -377,4 +402,94 @@ pub fn parse_sweep(text: &str) -> Result<(String, Vec<Value>)> {
     let values: Vec<Value> = values.split(',').map(|v| value(v.trim())).collect();
     let good = !name.trim().is_empty() && !values.is_empty() && values.len() <= 16;
     if good { Ok((name.trim().replace('-', "_"), values)) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tessera_core::entry::MethodCall;
+    use tessera_runtime::METHODS;
+    use tessera_testkit::{Scripted, Words};
+
+    use crate::longtext::Question;
+    use crate::samples;
+
+    /// A model that reads on in the oldest thing it sees that followed the last token before, as far
+    /// as it sees any: what is evicted cannot be said.
+    fn reader() -> Scripted {
+        Scripted::new(258, 256, |seen, logits| {
+            let last = seen[seen.len() - 1].1;
+            let known = seen.windows(2).find(|w| w[0].1 == last && w[1].0 == w[0].0 + 1);
+            logits[known.map_or(0, |w| w[1].1 as usize)] = 9.0;
+        })
+    }
+
+    fn reading() -> Reading {
+        let text = "q1234567890abcdefghijklmnoprstuvwxyz".repeat(1);
+        let ask = |q: &str, a: &str| Question { text: q.into(), answer: a.into(), depth: 0 };
+        let questions = vec![ask("q", "123"), ask("w", "xyz")];
+        let tokens = |t: &str| t.bytes().map(u32::from).collect::<Vec<_>>();
+        Reading {
+            task: "recall".into(),
+            name: "recall-1".into(),
+            prompts: questions.iter().map(|q| tokens(&format!("{text}{}", q.text))).collect(),
+            text: LongText { task: "recall", text, questions },
+        }
+    }
+
+    #[test]
+    fn what_is_evicted_is_no_longer_known_and_a_whole_budget_is_the_plain_run() {
+        let (toy, words) = (reader(), Words::bytes());
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let mut call = MethodCall { id: "streaming".to_owned(), ..MethodCall::default() };
+        call.settings.insert("budget".into(), json!(12));
+        call.settings.insert("sinks".into(), json!(0));
+        let lineup = Lineup::new(METHODS, &call, &[], &samples::offer()).unwrap();
+        let texts = [reading()];
+        let task = Task {
+            category: "recall".into(),
+            name: "recall-1".into(),
+            tokens: texts[0].prompts[0].clone(),
+        };
+        let plan = Plan { answer: 3, speed: 4, scored: 5, seed: 0, limit: None };
+        let sweep = [json!(64)];
+        let never = AtomicBool::new(false);
+        let tasks = [task];
+        let (_, found) = measure(
+            model,
+            &lineup,
+            &texts,
+            &tasks,
+            Some(("budget", &sweep)),
+            &plan,
+            &never,
+            &mut |_, _| {},
+        )
+        .unwrap();
+        let right = |part, value: Value| {
+            let point = found.point(part, &value).unwrap();
+            (point.all().unwrap().right, point.kept)
+        };
+        assert_eq!(right(Part::Plain, Value::Null), (2, 1.0));
+        let (answers, kept) = right(Part::Method, json!(12));
+        assert!(answers == 1 && kept < 0.5, "{answers} {kept}");
+        assert_eq!(right(Part::Method, json!(64)), (2, 1.0));
+        let own = found.point(Part::Method, &json!(12)).unwrap().all().unwrap();
+        assert_eq!((own.over_plain.median, own.over_plain.count), (-50.0, 2));
+        let plain = &found.points[0];
+        assert_eq!(plain.perplexity, found.point(Part::Method, &json!(64)).unwrap().perplexity);
+        assert_eq!(found.values(), [&json!(12), &json!(64)]);
+    }
+
+    #[test]
+    fn sweeps_are_read_as_typed() {
+        let (name, values) = parse_sweep("budget=64, 128").unwrap();
+        assert_eq!((name.as_str(), values), ("budget", vec![json!(64), json!(128)]));
+        assert_eq!(parse_sweep("min-tokens=1").unwrap().0, "min_tokens");
+        assert_eq!(parse_sweep("mode=shared").unwrap().1, [json!("shared")]);
+        for bad in ["budget", "=3", &format!("a={}", vec!["1"; 17].join(","))] {
+            assert!(parse_sweep(bad).unwrap_err().to_string().contains("--sweep"), "{bad}");
+        }
+    }
 }

@@ -117,7 +117,7 @@ fn speeds(record: &Record, text: &mut String) {
             let _ = writeln!(text, "control {}: {}", control.label, control.why);
         }
         None => {
-            let _ = writeln!(text, "control: none, the registry holds no random drafter");
+            let _ = writeln!(text, "control: none, chance cannot do what it does");
         }
     }
 }
@@ -132,7 +132,7 @@ fn answers(record: &Record, retention: &Retention, text: &mut String) {
     let setting = if retention.setting.is_empty() { "setting" } else { &retention.setting };
     let mut titles = vec!["right answers", setting];
     titles.extend(&tasks);
-    titles.extend(["over plain", "over control", "cache kept", "MB", "decoding"]);
+    titles.extend(["over plain", "over control", "perplexity", "cache kept", "MB", "decoding"]);
     let mut grid = Grid::new(&titles);
     for point in &retention.points {
         let value = match &point.value {
@@ -152,6 +152,7 @@ fn answers(record: &Record, retention: &Retention, text: &mut String) {
         let plain = point.part == Part::Plain;
         cells.push(points(all.map(|a| a.over_plain).filter(|_| !plain)));
         cells.push(points(all.and_then(|a| a.over_control)));
+        cells.push(figure(point.perplexity));
         cells.push(percent(point.kept));
         cells.push(format!("{:.1}", point.cache_bytes as f64 / 1e6));
         cells.push(point.speed.map_or_else(|| "-".to_owned(), |i| figure(i.median) + "x"));

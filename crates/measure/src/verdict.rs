@@ -7,6 +7,9 @@ use crate::record::{Arm, ClaimLine, Part, Row, Verdict, Word};
 use crate::retention::{Point, Retention};
 use crate::statistics::Interval;
 
+/// Texts of this many times the perplexity of the plain run's are worth nothing.
+const RUINED: f64 = 4.0;
+
 /// A claimed acceptance counts as matched from this share of it on.
 const MATCHED: f64 = 0.9;
 
@@ -37,6 +40,18 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
             true => format!("it is slower than the plain run ({}): {bound}", times(speed)),
             false => format!("no gain over the plain run can be told ({}): {bound}", times(speed)),
         };
+        return say(Word::NotHere, reason);
+    }
+    if let (Some(own), Some(plain)) = (method.text.perplexity, method.text.plain_perplexity)
+        && own > plain * RUINED
+    {
+        let reason = format!(
+            "{} of the plain run's speed, but the text is lost: perplexity {} under the plain model, \
+             where the plain run's texts have {}",
+            times(speed),
+            figure(own),
+            figure(plain)
+        );
         return say(Word::NotHere, reason);
     }
     if let Some(over) = method.over_control
@@ -171,6 +186,7 @@ pub fn figure(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::retention::Answers;
     use crate::samples;
 
     fn judged(change: impl Fn(&mut crate::record::Record)) -> Verdict {
@@ -215,6 +231,56 @@ mod tests {
         assert!(beaten.reason.contains("slower than prompt-lookup"), "{}", beaten.reason);
         let alone = judged(|r| r.claims.clear());
         assert_eq!(alone.word, Word::Confirmed);
+    }
+
+    #[test]
+    fn speed_is_worth_nothing_without_the_text() {
+        let verdict = judged(|r| {
+            r.arms[2].overall.text.perplexity = Some(127.8);
+            r.arms[2].overall.text.plain_perplexity = Some(1.79);
+        });
+        assert_eq!(verdict.word, Word::NotHere);
+        assert!(verdict.reason.contains("perplexity 127.8"), "{}", verdict.reason);
+    }
+
+    fn known(right: usize, control: Option<f64>, rival: Option<f64>) -> Verdict {
+        let mean = |m: f64| Interval { median: m, low: m - 4.0, high: m + 4.0, count: 50 };
+        let point = |part, right: usize, control: Option<f64>, rival: Option<f64>| Point {
+            part,
+            label: "keeper".into(),
+            methods: serde_json::json!([]),
+            value: serde_json::json!(64),
+            tasks: vec![Answers {
+                task: "all".into(),
+                asked: 50,
+                right,
+                over_plain: mean(2.0 * (right as f64 - 45.0)),
+                over_control: control.map(mean),
+                over_rival: rival.map(mean),
+            }],
+            kept: 0.125,
+            cache_bytes: 1000,
+            perplexity: 9.0,
+            speed: None,
+            prefill_speed: None,
+        };
+        let plain = point(Part::Plain, if right > 45 { 5 } else { 45 }, None, None);
+        let points = vec![plain, point(Part::Method, right, control, rival)];
+        let retention = Retention { length: 1000, texts: 4, setting: "budget".into(), points };
+        of_retention(&retention, Some("snapkv"))
+    }
+
+    #[test]
+    fn what_is_still_known_has_its_word() {
+        assert_eq!(known(44, Some(30.0), Some(1.0)).word, Word::Confirmed);
+        assert_eq!(known(30, Some(30.0), Some(1.0)).word, Word::Partly);
+        let behind = known(44, Some(30.0), Some(-9.0));
+        assert_eq!(behind.word, Word::Partly);
+        assert!(behind.reason.contains("behind snapkv"), "{}", behind.reason);
+        let chance = known(30, Some(2.0), None);
+        assert_eq!(chance.word, Word::NotHere);
+        assert!(chance.reason.contains("at random"), "{}", chance.reason);
+        assert!(known(46, Some(9.0), None).reason.contains("too few questions"));
     }
 
     #[test]

@@ -187,6 +187,7 @@ impl LongFlags {
         let long = retention::Plan {
             answer: ANSWER,
             speed: plan.tokens.min(if quick { 16 } else { 48 }),
+            scored: if quick { 32 } else { 64 },
             seed: plan.seed,
             limit,
         };
