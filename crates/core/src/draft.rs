@@ -265,6 +265,12 @@ pub trait Draft: Send + Debug {
         0
     }
 
+    /// How many of `tokens` a draft model of its own has yet to read before it can guess what follows.
+    fn unread(&self, tokens: &[TokenId]) -> usize {
+        let _ = tokens;
+        0
+    }
+
     /// Cost of one of those passes in passes of one row of the target, for a drafter that runs part
     /// of the target itself; `None` where it is the draft model's, which the cost curve holds.
     fn pass_cost(&self) -> Option<f64> {

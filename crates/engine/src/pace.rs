@@ -17,6 +17,9 @@ pub struct CostCurve {
     /// Cost of one pass of the draft model (or of the part of the target that drafts).
     #[serde(default)]
     pub draft: f64,
+    /// Cost of a row in a long pass of the draft model: what it takes to read a token of the prompt.
+    #[serde(default)]
+    pub draft_row: f64,
 }
 
 impl CostCurve {
@@ -33,7 +36,11 @@ impl CostCurve {
             return bad("points with ascending rows");
         }
         let good = |c: f64| c.is_finite() && c > 0.0;
-        if !self.points.iter().all(|&(_, c)| good(c)) || !(self.draft == 0.0 || good(self.draft)) {
+        let none_or_good = |c: f64| c == 0.0 || good(c);
+        if !self.points.iter().all(|&(_, c)| good(c))
+            || !none_or_good(self.draft)
+            || !none_or_good(self.draft_row)
+        {
             return bad("positive finite costs");
         }
         Ok(())
@@ -68,6 +75,14 @@ const PRIOR_WEIGHT: f64 = 2.0;
 const FIRST_WAIT: usize = 8;
 const LONGEST_WAIT: usize = 256;
 
+/// More tokens than this are worth asking whether a draft model should read them at all.
+const UNREAD: usize = 16;
+
+/// What a guessed text saves of a plain step, before anything is known of it. A draft model reads the
+/// prompt once the plain steps made so far would have saved as much: a text that ends early never
+/// pays for the reading, one that goes on loses at most this share of what was made before.
+const SAVING: f64 = 0.25;
+
 /// How guesses of one grade fared.
 #[derive(Debug, Clone, Default)]
 struct Grade {
@@ -95,6 +110,8 @@ pub struct Pace {
     all: Grade,
     /// Whether this step probes guesses that do not seem to pay.
     probing: bool,
+    /// Plain steps made because the draft model has not read the prompt.
+    waited: usize,
     /// The budget that [`Pace::budget`] gave, and whether the drafter's passes were weighed in it.
     given: usize,
     weighed: bool,
@@ -110,8 +127,9 @@ impl Pace {
         Self { curve, grades, ..Self::default() }
     }
 
-    /// Most nodes for the next tree; 0: do not ask the drafter.
-    pub fn budget(&mut self, drafter: &dyn Draft) -> usize {
+    /// Most nodes for the next tree after `tokens`, of which `remaining` more may follow; 0: do not ask
+    /// the drafter.
+    pub fn budget(&mut self, drafter: &dyn Draft, tokens: &[TokenId], remaining: usize) -> usize {
         let most = drafter.budget();
         self.probing = false;
         (self.given, self.weighed) = (most, false);
@@ -119,6 +137,12 @@ impl Pace {
         if drafter.passes(most) == 0 {
             // Looking things up costs nothing: decide when the guesses are there.
             return most;
+        }
+        let unread = drafter.unread(tokens);
+        let reading = unread as f64 * curve.draft_row;
+        if unread > UNREAD && reading > SAVING * self.waited.min(remaining) as f64 {
+            self.waited += 1;
+            return 0;
         }
         self.weighed = true;
         let unit = drafter.pass_cost().unwrap_or(curve.draft);
@@ -246,7 +270,11 @@ mod tests {
     }
 
     fn curve() -> CostCurve {
-        CostCurve { points: vec![(1, 1.0), (2, 1.1), (8, 2.0), (16, 4.0)], draft: 0.0 }
+        CostCurve {
+            points: vec![(1, 1.0), (2, 1.1), (8, 2.0), (16, 4.0)],
+            draft: 0.0,
+            draft_row: 0.0,
+        }
     }
 
     fn chain(n: u32) -> DraftTree {
@@ -266,14 +294,14 @@ mod tests {
         }
         c.validate().unwrap();
         for points in [vec![], vec![(2, 1.0)], vec![(1, 1.0), (1, 2.0)], vec![(1, f64::NAN)]] {
-            assert!(CostCurve { points, draft: 0.0 }.validate().is_err());
+            assert!(CostCurve { points, draft: 0.0, draft_row: 0.0 }.validate().is_err());
         }
     }
 
     #[test]
     fn without_a_curve_everything_is_computed() {
         let mut pace = Pace::new(None);
-        assert_eq!(pace.budget(&Free(7)), 7);
+        assert_eq!(pace.budget(&Free(7), &[], 9), 7);
         assert_eq!(pace.cut(&chain(5)), 5);
     }
 
@@ -326,11 +354,47 @@ mod tests {
             tree
         };
         // One guess costs as much as two: it does not pay alone, two or three do.
-        let curve = CostCurve { points: vec![(1, 1.0), (2, 1.6), (4, 1.7)], draft: 0.0 };
+        let curve =
+            CostCurve { points: vec![(1, 1.0), (2, 1.6), (4, 1.7)], draft: 0.0, draft_row: 0.0 };
         let mut pace = Pace::new(Some(curve));
-        assert_eq!(pace.budget(&Free(3)), 3);
+        assert_eq!(pace.budget(&Free(3), &[], 9), 3);
         assert_eq!((pace.cut(&chain(1)), pace.cut(&chain(3))), (0, 3));
         assert_eq!((pace.cut(&drawn(1)), pace.cut(&drawn(3))), (1, 3));
+    }
+
+    /// Runs a model that has read nothing.
+    #[derive(Debug)]
+    struct Reader;
+
+    impl Draft for Reader {
+        fn budget(&self) -> usize {
+            3
+        }
+        fn passes(&self, nodes: usize) -> usize {
+            nodes
+        }
+        fn unread(&self, tokens: &[TokenId]) -> usize {
+            tokens.len()
+        }
+        fn draft(&mut self, _: &mut DraftContext<'_>, _: &mut DraftTree) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_read_once_as_much_was_made_as_reading_it_costs() {
+        // 100 tokens of 0.05: five steps' worth, saved by twenty steps.
+        let curve = CostCurve { draft: 0.1, draft_row: 0.05, ..curve() };
+        let steps = |remaining: usize| {
+            let mut pace = Pace::new(Some(curve.clone()));
+            (0..200).take_while(|_| pace.budget(&Reader, &[7; 100], remaining) == 0).count()
+        };
+        assert_eq!((steps(1000), steps(20), steps(19)), (20, 20, 200));
+        // A short prompt, or a curve without that cost, is no reason to wait.
+        let mut pace = Pace::new(Some(curve.clone()));
+        assert!(pace.budget(&Reader, &[7; 16], 1000) > 0);
+        let mut pace = Pace::new(Some(CostCurve { draft_row: 0.0, ..curve.clone() }));
+        assert!(pace.budget(&Reader, &[7; 100], 1000) > 0);
     }
 
     #[test]

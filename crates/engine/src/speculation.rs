@@ -78,7 +78,7 @@ impl Speculation {
         if let Some(drafter) = &mut self.drafter
             && depth > 0
         {
-            let budget = self.pace.budget(&**drafter);
+            let budget = self.pace.budget(&**drafter, ahead.history, ahead.remaining);
             if budget > 0 {
                 let start = Instant::now();
                 let rows = cache.table().len();

@@ -10,7 +10,7 @@ use crate::statistics::median;
 pub const ROWS: [usize; 13] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48];
 
 /// Measures the curve of `backbone` after `context` tokens, logits at every row, `repeats` times
-/// each in turns. With `draft`, the cost of its pass of one row too. Returns the milliseconds of a
+/// each in turns. With `draft`, the costs of its pass of one row and of a row in a long pass too. Returns the milliseconds of a
 /// pass of one row beside it.
 ///
 /// # Errors
@@ -30,7 +30,7 @@ pub fn measure(
         helper.set_tokens(helper.any_tokens(longest))?;
     }
     let mut times = vec![Vec::new(); ROWS.len()];
-    let mut draft_times = Vec::new();
+    let (mut draft_times, mut reading_times) = (Vec::new(), Vec::new());
     // The first turn warms up.
     for turn in 0..=repeats {
         progress(turn, repeats + 1);
@@ -41,6 +41,8 @@ pub fn measure(
         if let Some(helper) = &mut helper {
             let time = helper.rows(context, 1)?.as_secs_f64() * 1e3;
             draft_times.extend((turn > 0).then_some(time));
+            let time = helper.prefill(context)?.as_secs_f64() * 1e3 / context.max(1) as f64;
+            reading_times.extend((turn > 0).then_some(time));
         }
     }
     let one = median(&times[0]);
@@ -50,8 +52,9 @@ pub fn measure(
     for i in 1..points.len() {
         points[i].1 = points[i].1.max(points[i - 1].1);
     }
-    let draft = if draft_times.is_empty() { 0.0 } else { median(&draft_times) / one };
-    Ok((CostCurve { points, draft }, one))
+    let share = |times: &[f64]| if times.is_empty() { 0.0 } else { median(times) / one };
+    let (draft, draft_row) = (share(&draft_times), share(&reading_times));
+    Ok((CostCurve { points, draft, draft_row }, one))
 }
 
 #[cfg(test)]
@@ -66,7 +69,7 @@ mod tests {
         let (curve, one) = measure(&toy, Some(&toy), 64, 2, &mut |_, _| {}).unwrap();
         curve.validate().unwrap();
         assert_eq!(curve.points[0], (1, 1.0));
-        assert!(one > 0.0 && curve.draft > 0.0);
+        assert!(one > 0.0 && curve.draft > 0.0 && curve.draft_row > 0.0);
         assert!(measure(&toy, None, 500, 2, &mut |_, _| {}).is_err());
     }
 }

@@ -184,7 +184,11 @@ pub(crate) fn cost(rows: usize) -> f64 {
 }
 
 fn curve() -> CostCurve {
-    CostCurve { points: [1, 2, 4, 8, 16].map(|r| (r, cost(r))).to_vec(), draft: 0.0 }
+    CostCurve {
+        points: [1, 2, 4, 8, 16].map(|r| (r, cost(r))).to_vec(),
+        draft: 0.0,
+        draft_row: 0.0,
+    }
 }
 
 pub(crate) fn setting() -> Setting {

@@ -184,7 +184,7 @@ mod tests {
         assert_eq!((counts.committed, counts.all_passes()), (4, 3));
         assert_eq!((&counts.offered[..], &counts.taken[..]), (&[2, 2][..], &[1, 0][..]));
         assert_eq!(counts.acceptance(), Some(1.0 / 6.0));
-        let curve = CostCurve { points: vec![(1, 1.0), (5, 2.0)], draft: 0.0 };
+        let curve = CostCurve { points: vec![(1, 1.0), (5, 2.0)], draft: 0.0, draft_row: 0.0 };
         assert_eq!(counts.cost(&curve), 1.5 + 2.0 + 1.0);
         let mut twice = counts.clone();
         twice.add(&counts);

@@ -185,7 +185,7 @@ mod tests {
             promise: Promise::Bit,
             methods,
             draft_model: None,
-            curve: CostCurve { points: vec![(1, 1.0), (8, 1.5)], draft: 0.0 },
+            curve: CostCurve { points: vec![(1, 1.0), (8, 1.5)], draft: 0.0, draft_row: 0.0 },
             one_row_ms: 4.8,
             speedup: 1.4,
             date: "2026-01-01".to_owned(),
@@ -222,7 +222,10 @@ mod tests {
         for broken in [
             tuned(json!([{"id": "gone-method"}])),
             Tuned { version: 99, ..tuned(json!([])) },
-            Tuned { curve: CostCurve { points: vec![], draft: 0.0 }, ..tuned(json!([])) },
+            Tuned {
+                curve: CostCurve { points: vec![], draft: 0.0, draft_row: 0.0 },
+                ..tuned(json!([]))
+            },
         ] {
             broken.save(dir).unwrap();
             let text = Tuned::load(dir, NAME, &model, 2).unwrap_err().to_string();

@@ -195,7 +195,7 @@ pub fn bit_exact(
                     State::BackOff => {
                         // Two rows cost little, three cost much: trees are cut and left out.
                         let points = vec![(1, 1.0), (2, 1.2), (3, 1.9), (16, 9.0)];
-                        let curve = CostCurve { points, draft: 0.3 };
+                        let curve = CostCurve { points, draft: 0.3, draft_row: 0.0 };
                         let recipe = recipe.clone().with_curve(curve)?;
                         all(&mut plainly, &Request { recipe, ..request.clone() })?
                     }

@@ -84,6 +84,11 @@ impl SecondModel {
         Ok(true)
     }
 
+    /// How many of `tokens` have no row yet.
+    pub fn unread(&self, tokens: &[TokenId]) -> usize {
+        tokens.len() - self.text.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
     /// How deep a guess may be for [`SecondModel::grow`] to compute its row.
     pub fn deepest(&self, model: &dyn Backbone) -> u32 {
         model.spec().context.saturating_sub(self.text.len()) as u32

@@ -52,7 +52,7 @@ fn recipe(text: &str) -> Recipe {
 
 fn curve() -> CostCurve {
     let points = vec![(1, 1.0), (2, 1.0), (4, 1.2), (8, 1.5), (16, 2.9), (32, 5.2), (81, 13.0)];
-    CostCurve { points, draft: 0.6 }
+    CostCurve { points, draft: 0.6, draft_row: 0.0 }
 }
 
 fn answer(session: &Session, sequence: &mut Sequence, request: &Request) -> Outcome {

@@ -229,7 +229,11 @@ fn distribution(entry: &'static MethodEntry) -> Finding {
     let calls = [call(entry), call(partner)];
     let recipe = Recipe::resolve(&[entry, partner], &calls).map_err(|e| e.to_string())?;
     // A step of two guesses pays, one of a single guess hardly does: cuts happen.
-    let curve = CostCurve { points: vec![(1, 1.0), (2, 1.5), (3, 1.6), (8, 2.6)], draft: 0.05 };
+    let curve = CostCurve {
+        points: vec![(1, 1.0), (2, 1.5), (3, 1.6), (8, 2.6)],
+        draft: 0.05,
+        draft_row: 0.0,
+    };
     let paced = recipe.clone().with_curve(curve).map_err(|e| e.to_string())?;
     let toy = Scripted::hashed(3, 64, 21, 2.0);
     let draft = Scripted::hashed(3, 64, 22, 2.0);

@@ -146,7 +146,7 @@ fn guesses_are_worth_their_rows_where_text_repeats_and_random_ones_are_not() {
 #[test]
 fn what_does_not_pay_by_the_cost_curve_is_left_out() {
     let points = vec![(1, 1.0), (2, 1.0), (4, 1.2), (8, 1.5), (16, 2.9), (32, 5.2)];
-    let curve = CostCurve { points, draft: 0.0 };
+    let curve = CostCurve { points, draft: 0.0, draft_row: 0.0 };
     for slug in ["token-recycling:template=paper", "random-tree:template=paper", "cascade"] {
         let toy = hashed_toy(11);
         let (with, _) =

@@ -102,6 +102,10 @@ impl Draft for Chain {
         self.config.budget
     }
 
+    fn unread(&self, tokens: &[TokenId]) -> usize {
+        self.second.unread(tokens)
+    }
+
     fn passes(&self, nodes: usize) -> usize {
         nodes
     }

@@ -442,6 +442,10 @@ impl Draft for Grower {
         self.config.budget
     }
 
+    fn unread(&self, tokens: &[TokenId]) -> usize {
+        self.second.unread(tokens)
+    }
+
     fn passes(&self, nodes: usize) -> usize {
         // By counts of earlier trees; a tree of one level takes one pass.
         ((self.rate * self.size(nodes)).round() as usize).clamp(nodes.min(1), nodes)
