@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod draft;
 pub mod loops;
+pub mod observation;
 pub mod programs;
 pub mod reduce;
 pub mod registry;
