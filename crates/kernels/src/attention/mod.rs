@@ -12,19 +12,27 @@
 //! left to right by the usual rescaling; empty ones are skipped; the result is `o / l`, or zero
 //! where a query sees nothing. A score is one chain of fused multiply-adds over the dimension.
 //!
+//! Where fewer than half of the slots between a chunk's first and last visible key are visible
+//! (a sparse read set), the keys are computed side by side, gathered by number, and each weight is
+//! then added to the lane that its slot names: the time is that of the visible keys, the bits are
+//! those of the full chunk with the others masked.
+//!
 //! So a query's result depends on its visible keys and their slots only: not on the other rows of
 //! the call, on the cache rows that hold the keys, on the number of threads, nor (on processors
 //! with fused multiply-add) on the instruction path.
 
 mod micro;
+mod rank;
 mod schedule;
 mod spans;
+mod strewn;
 mod tile;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
+pub use rank::{Pooling, RankInput, RankScratch, rank};
 pub use schedule::AttendScratch;
 pub use spans::{Span, SpanTable};
 pub use weights::attention_weights;
