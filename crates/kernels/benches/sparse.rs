@@ -10,7 +10,7 @@
 
 use std::time::Instant;
 use tessera_kernels::attention::{
-    AttendInput, AttendScratch, Pooling, RankInput, RankScratch, Span, SpanTable, attend, rank,
+    AttendInput, AttendScratch, Pooling, RankInput, RankScratch, SpanTable, attend, rank,
 };
 use tessera_kernels::{KvLayer, Pool};
 
@@ -55,6 +55,10 @@ fn main() {
     }
 }
 
+fn input<'a>(layer: &'a KvLayer, q: &'a [f32], spans: &'a SpanTable) -> AttendInput<'a> {
+    AttendInput { layer, q, rows: 1, heads: HEADS, scale: 0.125, softcap: None, bias: None, spans }
+}
+
 fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
     let count = context / 8;
     let width = KV_HEADS * DIM;
@@ -73,21 +77,12 @@ fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
     let mut spans = SpanTable::new();
     spans.causal(context as u32 - 1, 1);
     let scale = LAYERS as f64 / layers as f64 * 1e3;
-    let input = |layer, spans| AttendInput {
-        layer,
-        q: &q,
-        rows: 1,
-        heads: HEADS,
-        scale: 0.125,
-        softcap: None,
-        bias: None,
-        spans,
-    };
     let mut dense = Vec::new();
     for _ in 0..REPEATS {
         let start = Instant::now();
         for layer in &caches {
-            attend(pool, &input(layer, &spans), &mut scratch, &mut out).expect("sizes that fit");
+            attend(pool, &input(layer, &q, &spans), &mut scratch, &mut out)
+                .expect("sizes that fit");
         }
         dense.push(start.elapsed().as_secs_f64() * scale);
     }
@@ -105,7 +100,6 @@ fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
         let mut chosen = vec![Vec::new(); KV_HEADS];
         let (mut ranked, mut listed, mut attended) = (vec![], vec![], vec![]);
         let mut sparse = Vec::new();
-        let mut table = SpanTable::per_head();
         for _ in 0..REPEATS {
             let (mut a, mut b, mut c) = (0.0, 0.0, 0.0);
             for layer in &caches {
@@ -114,17 +108,10 @@ fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
                 let ask = RankInput { layer, q: &q, heads: HEADS, pooling, among: &among, count };
                 rank(pool, &ask, &mut ranks, &mut chosen).expect("an indexed layer");
                 let middle = Instant::now();
-                table.clear();
-                for list in &chosen {
-                    for &row in list {
-                        table.push_span(Span { slot: row, row, len: 1 });
-                    }
-                    let own = context as u32 - 1;
-                    table.push_span(Span { slot: own, row: own, len: 1 });
-                    table.end_list();
-                }
+                let mut table = SpanTable::after(chosen.clone());
+                table.push_range(context as u32 - 1, context as u32);
                 let end = Instant::now();
-                attend(pool, &input(layer, &table), &mut scratch, &mut out)
+                attend(pool, &input(layer, &q, &table), &mut scratch, &mut out)
                     .expect("sizes that fit");
                 a += (middle - start).as_secs_f64();
                 b += (end - middle).as_secs_f64();

@@ -53,7 +53,7 @@ impl Source for Strewn {
 }
 
 /// Strewn rows to ask for ahead of their use.
-const ROWS_AHEAD: usize = 8;
+const ROWS_AHEAD: usize = 32;
 
 /// Half-precision values to ask for ahead of a stream.
 const AHEAD: usize = 1024;
@@ -399,14 +399,6 @@ unsafe fn turn<L: Lanes>(
         for block in 0..n {
             let ids = ids.add(block * LANES);
             let out = out.add(block * dim * LANES);
-            if block + 1 < n {
-                for i in 0..LANES {
-                    let row = rows.wrapping_add(*ids.add(LANES + i) as usize * stride);
-                    for line in (0..stride).step_by(32) {
-                        L::prefetch(row.wrapping_add(line).cast());
-                    }
-                }
-            }
             for at in (0..stride).step_by(LANES) {
                 let mut tile = [L::splat(0.0); LANES];
                 for (i, row) in tile.iter_mut().enumerate() {
@@ -416,6 +408,18 @@ unsafe fn turn<L: Lanes>(
                     column.store(out.add((at + d) * LANES));
                 }
             }
+        }
+    }
+}
+
+/// Asks for the rows that `ids` numbers, `n` of them, `stride` values apart.
+#[inline(always)]
+unsafe fn ask<L: Lanes>(rows: *const u16, ids: *const u32, n: usize, stride: usize) {
+    for i in 0..n {
+        // SAFETY: the caller promises `n` row numbers; asking for an address never faults.
+        let row = rows.wrapping_add(unsafe { *ids.add(i) } as usize * stride);
+        for line in (0..stride).step_by(32) {
+            L::prefetch(row.wrapping_add(line).cast());
         }
     }
 }
@@ -467,5 +471,6 @@ entry!(pub(super) fn run_fold(big: &mut (f32, f32), big_o: *mut f32, small: (f32
 entry!(pub(super) fn run_finish(o: *const f32, l: f32, out: *mut f32, n: usize) = finish);
 entry!(pub(super) fn run_widen(from: *const u16, to: *mut f32, n: usize) = widen);
 entry!(pub(super) fn run_turn(rows: *const u16, ids: *const u32, n: usize, stride: usize, dim: usize, out: *mut f32) = turn);
+entry!(pub(super) fn run_ask(rows: *const u16, ids: *const u32, n: usize, stride: usize) = ask);
 entry!(pub(super) fn run_add_lanes(lanes: &[f32; LANES]) -> f32 = add_lanes);
 entry!(pub(super) fn run_weighted_strewn(job: &Weighted<Strewn>) = weighted_strewn);

@@ -2,12 +2,14 @@
 #![allow(unsafe_code)]
 
 use super::CHUNK;
-use super::micro::{Weighted, run_add_lanes, run_cap, run_soften, run_weighted_strewn};
+use super::micro::{Weighted, run_add_lanes, run_ask, run_cap, run_soften, run_weighted_strewn};
 use super::tile::{Call, EMPTY, S_STRIDE, State, Unit, Worker};
 use crate::KEY_BLOCK;
 
 /// Key blocks turned and scored at a time: their widened values stay in the first-level cache.
 const GROUP: usize = 4;
+const AHEAD: usize = 1;
+const VALUES: bool = false;
 
 impl Call<'_> {
     /// Whether the rows of the unit see fewer than half of the slots that they range over.
@@ -60,7 +62,6 @@ impl Call<'_> {
         state: *mut State,
         o: *mut f32,
     ) {
-        let queries = (end - row) * self.group;
         let (mut ids, mut slots) = (std::mem::take(&mut w.ids), std::mem::take(&mut w.slots));
         ids.clear();
         slots.clear();
@@ -68,56 +69,118 @@ impl Call<'_> {
             slots.extend(p.lo as u32..p.hi as u32);
             ids.extend(p.row as u32..(p.row + (p.hi - p.lo)) as u32);
         }
+        // SAFETY: as promised; a chunk has at most `CHUNK` keys.
+        unsafe { self.gather(w, unit, (row, end), &mut ids, Some(&slots), state, o) };
+        (w.ids, w.slots) = (ids, slots);
+    }
+
+    /// [`Call::chunk`] of a table that orders by rank: every row sees the common keys of the head,
+    /// then its own.
+    ///
+    /// # Safety
+    /// As for [`Call::chunk`]; `w.s` holds the scores of the unit's queries.
+    pub(super) unsafe fn chunk_ranked(
+        &self,
+        w: &mut Worker,
+        unit: &Unit,
+        chunk: usize,
+        state: *mut State,
+        o: *mut f32,
+    ) {
+        let common = &self.input.spans.common()[unit.head];
+        let (first, last) = (chunk * CHUNK, (chunk + 1) * CHUNK);
+        let shared = &common[first.min(common.len())..last.min(common.len())];
+        let mut ids = std::mem::take(&mut w.ids);
+        let mut row = 0;
+        while row < unit.rows {
+            // Only the chunk where the common keys end differs from row to row.
+            let end = if last <= common.len() { unit.rows } else { row + 1 };
+            ids.clear();
+            ids.extend_from_slice(shared);
+            if last > common.len() {
+                let own = self.input.list(unit.first + row, unit.head);
+                let keys = own.iter().flat_map(|s| s.row..s.row + s.len);
+                let skip = first.saturating_sub(common.len());
+                ids.extend(keys.skip(skip).take(CHUNK - ids.len()));
+            }
+            let at = row * self.group;
+            // SAFETY: the rows' queries have their places from `at` on; at most `CHUNK` keys.
+            unsafe {
+                let o = o.add(at * self.stride);
+                self.gather(w, unit, (row, end), &mut ids, None, state.add(at), o);
+            }
+            row = end;
+        }
+        w.ids = ids;
+    }
+
+    /// The result of some rows of the unit over the keys that `ids` numbers, at `slots` of a
+    /// chunk, or side by side from its start.
+    ///
+    /// # Safety
+    /// `state` and `o` hold the rows' queries and nothing else uses them; there are at most
+    /// [`CHUNK`] keys, rows of the head.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn gather(
+        &self,
+        w: &mut Worker,
+        unit: &Unit,
+        rows: (usize, usize),
+        ids: &mut Vec<u32>,
+        slots: Option<&[u32]>,
+        state: *mut State,
+        o: *mut f32,
+    ) {
+        let queries = (rows.1 - rows.0) * self.group;
         let keys = ids.len();
         let blocks = keys.div_ceil(KEY_BLOCK);
-        // SAFETY: `state` and `o` as promised; `keys <= CHUNK`, so the scores of a query fit.
+        // SAFETY: as promised; the scores of a query hold a chunk.
         unsafe {
             std::slice::from_raw_parts_mut(o, queries * self.stride).fill(0.0);
             if keys == 0 {
                 std::slice::from_raw_parts_mut(state, queries).fill(EMPTY);
-            } else {
-                self.score_strewn(w, unit, (row, end), &mut ids);
-                for query in 0..queries {
-                    let s = &mut w.s[query * S_STRIDE..][..CHUNK];
-                    if let Some(cap) = self.input.softcap {
-                        run_cap(self.isa, s.as_mut_ptr(), blocks, cap);
+                return;
+            }
+            self.score_strewn(w, unit, rows, ids);
+            for query in 0..queries {
+                let s = &mut w.s[query * S_STRIDE..][..CHUNK];
+                if let Some(cap) = self.input.softcap {
+                    run_cap(self.isa, s.as_mut_ptr(), blocks, cap);
+                }
+                if let Some(bias) = self.input.bias {
+                    let at = (unit.first + rows.0 + query / self.group) * bias.stride;
+                    for (s, &id) in s.iter_mut().zip(&ids[..keys]) {
+                        *s += bias.data[at + id as usize];
                     }
-                    if let Some(bias) = self.input.bias {
-                        let at = (unit.first + row + query / self.group) * bias.stride;
-                        for (s, &id) in s.iter_mut().zip(&ids[..keys]) {
-                            *s += bias.data[at + id as usize];
-                        }
-                    }
-                    s[keys..blocks * KEY_BLOCK].fill(f32::NEG_INFINITY);
-                    let (max, _) = run_soften(self.isa, s.as_mut_ptr(), blocks);
+                }
+                s[keys..blocks * KEY_BLOCK].fill(f32::NEG_INFINITY);
+                let mut result = run_soften(self.isa, s.as_mut_ptr(), blocks);
+                if let Some(slots) = slots
+                    && result.0 != f32::NEG_INFINITY
+                {
                     let mut lanes = [0.0; 16];
-                    for (p, slot) in s.iter().zip(&slots) {
+                    for (p, slot) in s.iter().zip(slots) {
                         lanes[*slot as usize % 16] += p;
                     }
-                    let sum = if max == f32::NEG_INFINITY {
-                        0.0
-                    } else {
-                        run_add_lanes(self.isa, &lanes)
-                    };
-                    *state.add(query) = (max, sum);
+                    result.1 = run_add_lanes(self.isa, &lanes);
                 }
-                for i in 0..self.panels(queries) {
-                    let (a, b) = self.panel(queries, i);
-                    let job = Weighted {
-                        p: w.s[a * S_STRIDE..].as_ptr(),
-                        p_stride: S_STRIDE,
-                        r: b - a,
-                        v: self.input.layer.values(unit.head).as_ptr().cast(),
-                        v_stride: self.stride,
-                        rows: ids.as_ptr(),
-                        n: keys,
-                        o: o.add(a * self.stride),
-                    };
-                    run_weighted_strewn(self.isa, &job);
-                }
+                *state.add(query) = result;
+            }
+            for i in 0..self.panels(queries) {
+                let (a, b) = self.panel(queries, i);
+                let job = Weighted {
+                    p: w.s[a * S_STRIDE..].as_ptr(),
+                    p_stride: S_STRIDE,
+                    r: b - a,
+                    v: self.input.layer.values(unit.head).as_ptr().cast(),
+                    v_stride: self.stride,
+                    rows: ids.as_ptr(),
+                    n: keys,
+                    o: o.add(a * self.stride),
+                };
+                run_weighted_strewn(self.isa, &job);
             }
         }
-        (w.ids, w.slots) = (ids, slots);
     }
 
     /// Scores of the queries of rows `rows.0..rows.1` with the keys that `ids` numbers, one after
@@ -136,6 +199,18 @@ impl Call<'_> {
             for (i, group) in ids.chunks(GROUP * KEY_BLOCK).enumerate() {
                 let out = w.s.as_mut_ptr().wrapping_add(i * GROUP * KEY_BLOCK);
                 let n = group.len() / KEY_BLOCK;
+                let at = i * GROUP * KEY_BLOCK;
+                let ahead = at + AHEAD * GROUP * KEY_BLOCK;
+                let next = &ids[ahead.min(ids.len())..(ahead + GROUP * KEY_BLOCK).min(ids.len())];
+                // SAFETY: the slices hold row numbers; the pool's path is available.
+                unsafe {
+                    let keys = self.input.layer.keys(unit.head).as_ptr();
+                    run_ask(self.isa, keys, next.as_ptr(), next.len(), self.stride);
+                    if VALUES {
+                        let values = self.input.layer.values(unit.head).as_ptr();
+                        run_ask(self.isa, values, group.as_ptr(), group.len(), self.stride);
+                    }
+                }
                 self.score_rows(unit, q, queries, group, n, out, S_STRIDE, &mut w.wide);
             }
             return;
@@ -259,6 +334,69 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn keys_by_rank_are_the_same_attention_to_rounding() {
+        for (shape, rows) in [(SHAPES[1], 1), (SHAPES[0], 4), (SHAPES[5], 3), (SHAPES[4], 20)] {
+            for (keys, one_in) in [(40, 2), (1100, 2), (1600, 8), (700, 900)] {
+                let plain = layer(shape, keys, 15);
+                let cached = keys - rows;
+                let common = chosen(shape, 1, cached, one_in);
+                // Each row sees itself and, like a tree, some of the rows before it.
+                let own = |row: usize| (0..=row).filter(move |r| *r == row || (row - r) % 2 == 0);
+                let mut ranked = SpanTable::after(common.clone());
+                let mut by_slot = SpanTable::per_head();
+                for row in 0..rows {
+                    let own: Vec<u32> = own(row).map(|r| (cached + r) as u32).collect();
+                    own.iter().for_each(|&row| {
+                        ranked.push_span(super::super::Span { slot: row, row, len: 1 })
+                    });
+                    ranked.end_list();
+                    for list in &common {
+                        for &row in list.iter().chain(&own) {
+                            by_slot.push_span(super::super::Span { slot: row, row, len: 1 });
+                        }
+                        by_slot.end_list();
+                    }
+                }
+                let q = Noise::new(6).values(rows * shape.heads * shape.dim);
+                let want = reference(&input(shape, &plain, &q, &by_slot)).0;
+                let first = run_on(&pool(1, Isa::best()), &input(shape, &plain, &q, &ranked));
+                for (g, w) in first.iter().zip(&want) {
+                    assert!((f64::from(*g) - w).abs() < 4e-6, "{g} {w}");
+                }
+                // Layout, threads, paths and company do not change a bit here either.
+                let indexed = indexed(&plain);
+                for isa in Isa::available() {
+                    for threads in [1, 2, 3] {
+                        let got = run_on(&pool(threads, isa), &input(shape, &indexed, &q, &ranked));
+                        assert_bits(&got, &first, &format!("{isa}, {threads} threads"));
+                    }
+                }
+                let width = shape.heads * shape.dim;
+                for row in 0..rows {
+                    let mut one = SpanTable::after(common.clone());
+                    one.push_list(ranked.list(row));
+                    let q = &q[row * width..(row + 1) * width];
+                    let got = run_on(&pool(2, Isa::best()), &input(shape, &indexed, q, &one));
+                    assert_bits(&got, &first[row * width..(row + 1) * width], "alone");
+                }
+            }
+        }
+        let layer = layer(SHAPES[4], 20, 1);
+        for (common, row) in [(vec![vec![20], vec![]], 0), (vec![vec![]], 0), (vec![vec![]; 2], 20)]
+        {
+            let mut table = SpanTable::after(common);
+            table.push_list(&[super::super::Span { slot: 0, row, len: 1 }]);
+            let q = [0.0; 64];
+            let call = input(SHAPES[4], &layer, &q, &table);
+            let mut out = [0.0; 64];
+            let mut scratch = super::super::AttendScratch::new();
+            assert!(
+                super::super::attend(&pool(1, Isa::best()), &call, &mut scratch, &mut out).is_err()
+            );
         }
     }
 

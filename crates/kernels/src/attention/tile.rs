@@ -217,6 +217,11 @@ impl<'a> Call<'a> {
     ) {
         let queries = unit.rows * self.group;
         w.s.at_least(queries * S_STRIDE);
+        if !self.input.spans.common().is_empty() {
+            // SAFETY: `state` and `o` as promised.
+            unsafe { self.chunk_ranked(w, unit, chunk, state, o) };
+            return;
+        }
         self.collect(w, unit, chunk);
         if self.is_strewn(w) {
             // SAFETY: `state` and `o` as promised.
