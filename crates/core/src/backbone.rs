@@ -123,6 +123,16 @@ pub trait KvStore: Send + Sync {
     /// [`crate::Error::Cache`] for rotated keys or a wrong count.
     fn reposition(&mut self, positions: &[Position]) -> Result<()>;
 
+    /// Gives the rows of every head their rank as position; only for keys held plain, and heads that
+    /// hold equally many rows.
+    ///
+    /// # Errors
+    /// As [`CacheTable::rerank`].
+    fn rerank(&mut self) -> Result<()> {
+        let ranks: Vec<Position> = (0..self.table().len() as Position).collect();
+        self.reposition(&ranks)
+    }
+
     /// An independent copy: what is written to one is never seen by the other.
     ///
     /// # Errors
@@ -175,6 +185,18 @@ pub trait Backbone: Send + Sync {
     /// # Errors
     /// [`crate::Error::Unsupported`] for a key form it does not offer.
     fn new_cache(&self, options: CacheOptions) -> Result<Box<dyn KvStore>>;
+
+    /// Turns the keys of a cache back to what they were before rotary encoding
+    /// ([`KeyForm::Plain`]), so that its rows can take other positions. Rounds every key once more.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for a backbone that does not offer plain keys.
+    fn unrotate(&self, cache: &mut dyn KvStore) -> Result<()> {
+        let _ = cache;
+        let (backbone, missing) =
+            (self.name().to_owned(), "keys before rotary encoding".to_owned());
+        Err(crate::Error::Unsupported { backbone, missing })
+    }
 
     /// Runs a pass; fills `reveal` with the wanted logits and taps. On an error the caches are as
     /// they were before the pass.

@@ -175,6 +175,29 @@ impl CacheTable {
         Ok(())
     }
 
+    /// Gives the rows of every head their rank as position, 0 upwards. The table is uniform afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Cache`] if the keys are stored rotated or the heads hold different numbers of rows.
+    pub fn rerank(&mut self) -> Result<()> {
+        if self.form == KeyForm::Rotated {
+            return Err(Error::cache("positions of rotated keys cannot change"));
+        }
+        let rows = self.len();
+        if let Some(short) = self.lists.iter().map(Vec::len).find(|&n| n != rows) {
+            return Err(Error::cache(format!(
+                "ranks as positions: one head holds {rows} rows, another {short}"
+            )));
+        }
+        self.lists = vec![(0..rows as Position).collect()];
+        Ok(())
+    }
+
+    /// Records that the keys are held in another form from now on.
+    pub fn set_form(&mut self, form: KeyForm) {
+        self.form = form;
+    }
+
     /// Overwrites the position of row `row` in every head (a refresh in place).
     ///
     /// # Errors
@@ -280,5 +303,20 @@ mod tests {
         plain.append(&[3, 9]);
         plain.reposition(&[0, 1]).unwrap();
         assert_eq!(plain.positions(0, 0), &[0, 1]);
+    }
+
+    #[test]
+    fn ranks_make_a_table_plain_again_if_the_heads_are_equally_long() {
+        let mut t = table(4);
+        let keep = |rows: [u32; 2]| Keep::rows(rows);
+        let heads = (0..6).map(|i| keep([i % 3, 3])).collect();
+        t.compact(&KeepPlan::per_head(2, 3, heads).unwrap()).unwrap();
+        assert!(t.rerank().is_err());
+        t.set_form(KeyForm::Plain);
+        t.rerank().unwrap();
+        assert_eq!((t.is_plain(), t.len(), t.next_position()), (true, 2, 2));
+        let heads = (0..6).map(|i| Keep::rows(0..i % 2)).collect();
+        t.compact(&KeepPlan::per_head(2, 3, heads).unwrap()).unwrap();
+        assert!(t.rerank().is_err());
     }
 }

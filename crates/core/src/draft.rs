@@ -172,13 +172,15 @@ impl DraftTree {
     }
 }
 
-/// The model whose text is made, lent to a drafter with the cache of the text but its last token.
-/// Rows that the drafter appends it must roll back.
+/// The model whose text is made, lent with a cache: to a drafter with that of the text but its last
+/// token, and rows that it appends it must roll back.
 pub struct Lent<'a> {
     /// Runs passes.
     pub backbone: &'a dyn Backbone,
-    /// Keys and values of `tokens[..tokens.len() - 1]`.
+    /// Keys and values; where rows were evicted or never kept, there are fewer than tokens.
     pub cache: &'a mut dyn KvStore,
+    /// Where the next row goes. It is the number of tokens before it, unless positions were re-ranked.
+    pub position: Position,
 }
 
 /// What a drafter is asked.

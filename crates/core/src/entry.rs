@@ -15,6 +15,7 @@ use crate::accept::Accept;
 use crate::backbone::Capabilities;
 use crate::draft::Draft;
 use crate::layers::LayerSchedule;
+use crate::reduce::Reduce;
 use crate::{Error, Result};
 
 /// Settings by name.
@@ -246,6 +247,8 @@ pub enum Method {
     Accept(Box<dyn Accept>),
     /// Decides which layers a step runs.
     Layers(Box<dyn LayerSchedule>),
+    /// Decides what is remembered or read.
+    Reduce(Box<dyn Reduce>),
 }
 
 /// A line of the registry.

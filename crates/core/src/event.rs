@@ -46,6 +46,19 @@ pub enum Event<'a> {
         /// Deepest guess computed.
         depth: usize,
     },
+    /// Rows left a cache.
+    Evicted {
+        /// The choice, from 0; `None` for the prompt, which all of them share.
+        choice: Option<usize>,
+        /// Rows held before, summed over layers and key heads.
+        held: usize,
+        /// Rows held after.
+        kept: usize,
+        /// Bytes of the cache before, spare room included.
+        bytes_before: usize,
+        /// Bytes after.
+        bytes_after: usize,
+    },
     /// Tokens became part of a choice; text became certain.
     Committed {
         /// The choice, from 0.

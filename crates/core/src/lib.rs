@@ -15,6 +15,7 @@ pub mod event;
 pub mod layers;
 pub mod pass;
 pub mod plan;
+pub mod reduce;
 pub mod text;
 pub mod visible;
 
@@ -28,10 +29,11 @@ pub use error::Error;
 pub use event::{Control, Event, FinishReason};
 pub use layers::LayerSchedule;
 pub use pass::{
-    Condition, HiddenSite, Input, KeySet, Layers, Mask, Pass, Reveal, RowsOut, Segment,
-    SegmentReveal, Sites, Taps, Write,
+    Condition, HeadSum, HiddenSite, Input, KeySet, Layers, Mask, Pass, Received, Reveal, RowsOut,
+    Segment, SegmentReveal, Sites, Taps, Write,
 };
 pub use plan::{Keep, KeepPlan, Merge};
+pub use reduce::{CommittedStep, Eviction, Reduce, ReduceContext, StepReceived};
 pub use visible::{Span, Visible};
 
 /// A token's index in its model's vocabulary.

@@ -199,6 +199,41 @@ pub enum HiddenSite {
     Final,
 }
 
+/// Over which query heads attention is summed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum HeadSum {
+    /// None: every query head apart.
+    #[default]
+    Query,
+    /// Those that share a key head.
+    Key,
+    /// All of them.
+    All,
+}
+
+impl HeadSum {
+    /// Number of groups in a model of `heads` query heads over `kv_heads` key heads.
+    pub fn groups(self, heads: usize, kv_heads: usize) -> usize {
+        match self {
+            Self::Query => heads,
+            Self::Key => kv_heads,
+            Self::All => 1,
+        }
+    }
+}
+
+/// The attention that keys receive, without the cost of keeping all of it: probabilities are
+/// summed layer by layer, in row order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Received<'a> {
+    /// The layers wanted.
+    pub layers: &'a [usize],
+    /// The heads summed.
+    pub heads: HeadSum,
+    /// Keep the rows of the segment apart instead of summing over them.
+    pub by_row: bool,
+}
+
 /// The internals a pass is asked to reveal. Empty by default, and free when empty.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Taps<'a> {
@@ -210,6 +245,8 @@ pub struct Taps<'a> {
     pub keys: &'a [usize],
     /// Layers whose queries are wanted (after position encoding).
     pub queries: &'a [usize],
+    /// Attention received.
+    pub received: Received<'a>,
 }
 
 impl Taps<'_> {
@@ -219,6 +256,7 @@ impl Taps<'_> {
             && self.attention.is_empty()
             && self.keys.is_empty()
             && self.queries.is_empty()
+            && self.received.layers.is_empty()
     }
 }
 
@@ -320,6 +358,9 @@ pub struct SegmentReveal {
     pub keys: Vec<Vec<f32>>,
     /// Queries after position encoding, one `rows x heads x head_dim` block per layer.
     pub queries: Vec<Vec<f32>>,
+    /// Attention received: one `groups x columns` block per layer, or `rows x groups x columns` by
+    /// row, with the columns of [`SegmentReveal::attention`].
+    pub received: Vec<Vec<f32>>,
 }
 
 /// What a pass shows: logits of the wanted rows and the internals asked for.

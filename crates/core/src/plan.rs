@@ -87,6 +87,11 @@ impl KeepPlan {
         if self.is_uniform() { &self.keeps[0] } else { &self.keeps[layer * self.kv_heads + head] }
     }
 
+    /// Whether every head keeps equally many rows.
+    pub fn is_level(&self) -> bool {
+        self.keeps.windows(2).all(|w| w[0].rows.len() == w[1].rows.len())
+    }
+
     /// Rows kept, summed over layers and heads.
     pub fn total_rows(&self) -> usize {
         let sum: usize = self.keeps.iter().map(|k| k.rows.len()).sum();

@@ -12,11 +12,12 @@ use std::time::Instant;
 use tessera_core::dist::Sampler;
 use tessera_core::{
     Backbone, Control, Event, FinishReason, Input, KvStore, LayerSchedule, Layers, Pass, Position,
-    Result, Reveal, RowsOut, Segment, Vocabulary, Write,
+    Received, Result, Reveal, RowsOut, Segment, Sites, Vocabulary, Write,
 };
 
 use crate::cast::Cast;
 use crate::choice::{Bounds, Choice};
+use crate::reduction::{Evicted, Reduction, Seats, Step};
 use crate::request::{Outcome, Request, Stats};
 use crate::sequence::Sequence;
 
@@ -70,12 +71,15 @@ pub fn generate_in(
     let bounds = Bounds { limit, max_tokens, seed: request.seed, ignore_end: request.ignore_end };
     let room = request.prompt.len().saturating_add(max_tokens.min(1024)).min(limit);
     let mut schedule = None;
+    let mut reductions = Vec::new();
     let mut choices = Vec::with_capacity(request.choices);
     for index in 0..request.choices {
         let mut cast = Cast::new(&request.recipe)?;
         if index == 0 {
             sequence.seat(&request.recipe, &mut cast.drafter);
             schedule = cast.schedule.take();
+            let policies = std::mem::take(&mut cast.policies);
+            reductions.push(Reduction::new(policies, request.prompt.len()));
         }
         choices.push(Choice::new(index, request, room, cast.into_speculation(&request.recipe))?);
     }
@@ -87,14 +91,20 @@ pub fn generate_in(
         stats: Stats { prompt_tokens: request.prompt.len(), ..Stats::default() },
         listener: Listener { call: listener, cancel, stopped: false, seconds: 0.0 },
     };
-    let done = match run.prefill(sequence, request) {
-        Ok(true) if max_tokens > 0 => run.decode(sequence, &mut choices, schedule.as_deref_mut()),
-        Ok(_) => Ok(()),
+    let done = match run.prefill(sequence, request, &mut reductions[0]) {
+        Ok(true) if max_tokens > 0 => {
+            run.decode(sequence, &mut choices, schedule.as_deref_mut(), &mut reductions)
+        }
+        Ok(_) => {
+            run.weigh(&reductions, &[&mut *sequence.cache]);
+            Ok(())
+        }
         Err(error) => Err(error),
     };
     sequence.keep_drafter(&request.recipe, choices[0].speculation.drafter.take());
-    if schedule.is_some() {
-        // What the schedule skipped has no keys: a later request must not read these rows.
+    if schedule.is_some() || reductions[0].decode_sites().is_some() {
+        // What the schedule skipped has no keys, and what a policy did not read is missing in those
+        // that there are: a later request must not read these rows.
         sequence.truncate(request.prompt.len())?;
     }
     done?;
@@ -151,31 +161,65 @@ struct Run<'a> {
 impl Run<'_> {
     /// Computes what the cache lacks of the prompt; afterwards the logits of its last row are in
     /// `reveal`. Returns whether it got to the end.
-    fn prefill(&mut self, sequence: &mut Sequence, request: &Request) -> Result<bool> {
+    fn prefill(
+        &mut self,
+        sequence: &mut Sequence,
+        request: &Request,
+        reduction: &mut Reduction,
+    ) -> Result<bool> {
         let start = Instant::now();
         let total = request.prompt.len();
-        let reused = sequence.adopt(&request.prompt)?;
+        // Rows made under a policy are not the plain run's, nor may plain ones stand in for them.
+        let shaped = reduction.prefill_sites().is_some();
+        let reusable = if shaped { &[] } else { &request.prompt[..] };
+        let reused = sequence.adopt(self.model.backbone, reusable)?;
         self.stats.reused_tokens = reused;
-        let mut positions: Vec<Position> = Vec::with_capacity(request.chunk.min(total));
+        let chunk = reduction.chunk(request.chunk);
+        let mut positions: Vec<Position> = Vec::with_capacity(chunk.min(total));
         let mut done = reused;
         while done < total {
             if self.listener.stopped() {
                 return Ok(false);
             }
-            let tokens = &request.prompt[done..(done + request.chunk).min(total)];
+            let tokens = &request.prompt[done..done.saturating_add(chunk).min(total)];
             positions.clear();
             positions.extend((done as Position..).take(tokens.len()));
             let mut segment = Segment::causal(tokens, &positions, &mut *sequence.cache);
             let last = done + tokens.len() == total;
             segment.rows_out = if last { RowsOut::Last } else { RowsOut::None };
             let mut segments = [segment];
-            self.model.backbone.forward(&mut Pass::new(&mut segments), &mut self.reveal)?;
-            sequence.tokens.extend_from_slice(tokens);
+            let mut pass = Pass::new(&mut segments);
+            pass.sites = reduction.prefill_sites();
+            self.model.backbone.forward(&mut pass, &mut self.reveal)?;
+            if shaped {
+                sequence.spoil();
+            } else {
+                sequence.tokens.extend_from_slice(tokens);
+            }
             done += tokens.len();
             self.stats.passes += 1;
             self.stats.rows += tokens.len();
             self.stats.prefill_seconds = start.elapsed().as_secs_f64() - self.listener.seconds;
             self.listener.tell(Event::Prefill { done, total });
+        }
+        if !reduction.is_empty() && request.max_tokens != Some(0) {
+            let evicted = reduction.after_prefill(
+                self.model.backbone,
+                self.model.vocabulary,
+                &mut *sequence.cache,
+                &request.prompt,
+                request.seed,
+            );
+            if !matches!(evicted, Ok(None)) {
+                sequence.spoil();
+            }
+            let evicted = evicted?;
+            if let Some(Evicted { bytes, .. }) = evicted {
+                self.stats.peak_cache_bytes = bytes.0;
+            }
+            self.evicted(None, evicted);
+            self.stats.reduce_seconds = reduction.seconds;
+            self.stats.prefill_seconds = start.elapsed().as_secs_f64() - self.listener.seconds;
         }
         let seconds = self.stats.prefill_seconds;
         self.listener.tell(Event::PrefillDone { tokens: total, reused, seconds });
@@ -187,12 +231,21 @@ impl Run<'_> {
         sequence: &mut Sequence,
         choices: &mut [Choice],
         mut schedule: Option<&mut (dyn LayerSchedule + 'static)>,
+        reductions: &mut Vec<Reduction>,
     ) -> Result<()> {
         let start = Instant::now();
         let listened = self.listener.seconds;
         let mut forks = (1..choices.len())
             .map(|_| sequence.cache.fork())
             .collect::<Result<Vec<Box<dyn KvStore>>>>()?;
+        reductions.extend((1..choices.len()).map(|_| reductions[0].fork()).collect::<Vec<_>>());
+        let mut caches: Vec<&mut dyn KvStore> = Vec::with_capacity(choices.len());
+        caches.push(&mut *sequence.cache);
+        for fork in &mut forks {
+            caches.push(&mut **fork);
+        }
+        let layers: Vec<usize> = (0..self.model.backbone.spec().layers).collect();
+        let received = reductions[0].received();
         // The first token of every choice comes from the prompt's last row.
         for choice in choices.iter_mut() {
             self.walk(choice, 0)?;
@@ -201,18 +254,24 @@ impl Run<'_> {
         let mut active = Vec::new();
         let mut step = 0;
         while choices.iter().any(|c| c.reason.is_none()) && !self.listener.stopped() {
-            let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
-            for (choice, cache) in choices.iter_mut().zip(caches).filter(|(c, _)| c.is_open()) {
-                choice.prepare(&self.bounds, self.sampler.settings(), self.model, &mut **cache)?;
+            let parts = caches.iter_mut().zip(&*reductions);
+            let open = choices.iter_mut().zip(parts).filter(|(c, _)| c.is_open());
+            for (choice, (cache, reduction)) in open {
+                let sampling = self.sampler.settings();
+                choice.prepare(
+                    &self.bounds,
+                    sampling,
+                    self.model,
+                    &mut **cache,
+                    reduction.position,
+                )?;
             }
             active.clear();
             if let Some(schedule) = &mut schedule {
-                let layers = self.model.backbone.spec().layers;
-                schedule.layers(step, layers, &mut active)?;
+                schedule.layers(step, layers.len(), &mut active)?;
             }
             let mut segments = recycle(memory);
-            let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
-            for (choice, cache) in choices.iter().zip(caches).filter(|(c, _)| c.is_open()) {
+            for (choice, cache) in choices.iter().zip(&mut caches).filter(|(c, _)| c.is_open()) {
                 let (tokens, positions, mask) = choice.speculation.rows();
                 segments.push(Segment {
                     input: Input::Tokens(tokens),
@@ -227,7 +286,13 @@ impl Run<'_> {
                 });
             }
             let rows = segments.iter().map(|s| s.positions.len()).sum();
+            let parts = choices.iter().zip(&mut *reductions).filter(|(c, _)| c.is_open());
+            let mut seats = Seats::new(parts.map(|(_, reduction)| reduction.decode_sites()));
             let mut pass = Pass::new(&mut segments);
+            pass.sites = seats.as_mut().map(|s| s as &mut dyn Sites);
+            if let Some(heads) = received {
+                pass.taps.received = Received { layers: &layers, heads, by_row: true };
+            }
             if !active.is_empty() {
                 pass.layers = Layers::Only(&active);
             }
@@ -236,30 +301,72 @@ impl Run<'_> {
             step += 1;
             self.stats.passes += 1;
             self.stats.rows += rows;
+            self.weigh(reductions, &caches);
             let before = self.stats.drawn_tokens;
-            let caches = std::iter::once(&mut sequence.cache).chain(&mut forks);
-            let open = choices.iter_mut().zip(caches).filter(|(c, _)| c.is_open());
-            for (segment, (choice, cache)) in open.enumerate() {
+            let parts = caches.iter_mut().zip(&mut *reductions);
+            let open = choices.iter_mut().zip(parts).filter(|(c, _)| c.is_open());
+            for (segment, (choice, (cache, reduction))) in open.enumerate() {
+                let cached = cache.table().len() - choice.speculation.drafted() - 1;
                 let known = choice.history().len();
                 let walked = self.walk(choice, segment);
                 // An end token that was guessed right is accepted, but it is no text.
                 let made = choice.history().len() - known;
                 let committed = choice.speculation.accepted().min(made);
                 choice.speculation.settle(committed, &mut **cache)?;
-                if choice.index == 0 {
-                    let computed = &choice.history()[known - 1..known + committed];
-                    sequence.tokens.extend_from_slice(computed);
+                let tokens = &choice.history()[..known + committed];
+                if choice.index == 0 && !sequence.spoilt {
+                    sequence.tokens.extend_from_slice(&tokens[known - 1..]);
                 }
                 walked?;
+                let settled = Step {
+                    backbone: self.model.backbone,
+                    speculation: &choice.speculation,
+                    committed,
+                    tokens,
+                    prompt: choice.prompt(),
+                    seed: self.bounds.seed,
+                    choice: choice.index as u32,
+                    reveal: &self.reveal,
+                    segment,
+                    cached,
+                };
+                let evicted = reduction.committed(&settled, &mut **cache);
+                if choice.index == 0 && !matches!(evicted, Ok(None)) {
+                    sequence.tokens.clear();
+                    sequence.spoilt = true;
+                }
+                self.evicted(Some(choice.index), evicted?);
             }
             let committed = self.stats.drawn_tokens - before;
             self.stats.decode_tokens += committed;
             self.stats.draft_seconds = choices.iter().map(|c| c.speculation.seconds).sum();
+            self.stats.reduce_seconds = reductions.iter().map(|r| r.seconds).sum();
             self.stats.decode_seconds =
                 start.elapsed().as_secs_f64() - (self.listener.seconds - listened);
             self.listener.tell(Event::Step { rows, committed });
         }
+        self.weigh(reductions, &caches);
         Ok(())
+    }
+
+    /// Counts what the caches hold.
+    fn weigh(&mut self, reductions: &[Reduction], caches: &[&mut dyn KvStore]) {
+        let parts = || caches.iter().zip(reductions);
+        let heads = caches[0].table().layers() * caches[0].table().kv_heads();
+        let stats = &mut self.stats;
+        stats.whole_rows = heads * parts().map(|(_, r)| r.rows).sum::<usize>();
+        stats.kept_rows = caches.iter().map(|c| c.table().total_rows()).sum();
+        stats.cache_bytes = caches.iter().map(|c| c.bytes()).sum();
+        stats.peak_cache_bytes = stats.peak_cache_bytes.max(stats.cache_bytes);
+    }
+
+    /// Reports an eviction, if there was one.
+    fn evicted(&mut self, choice: Option<usize>, evicted: Option<Evicted>) {
+        let Some(Evicted { rows: (held, kept), bytes: (bytes_before, bytes_after) }) = evicted
+        else {
+            return;
+        };
+        self.listener.tell(Event::Evicted { choice, held, kept, bytes_before, bytes_after });
     }
 
     /// Draws a choice's next tokens from the logits of `segment`, as far as they were guessed and

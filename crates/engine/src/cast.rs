@@ -1,7 +1,7 @@
 //! A recipe's methods, each in the role it plays.
 
 use tessera_core::entry::Method;
-use tessera_core::{Accept, Draft, Error, LayerSchedule, Result};
+use tessera_core::{Accept, Draft, Error, LayerSchedule, Reduce, Result};
 
 use crate::pace::Pace;
 use crate::recipe::Recipe;
@@ -13,6 +13,7 @@ pub(crate) struct Cast {
     pub(crate) drafter: Option<Box<dyn Draft>>,
     pub(crate) accept: Option<Box<dyn Accept>>,
     pub(crate) schedule: Option<Box<dyn LayerSchedule>>,
+    pub(crate) policies: Vec<Box<dyn Reduce>>,
 }
 
 impl Cast {
@@ -24,6 +25,7 @@ impl Cast {
                 Method::Draft(drafter) => cast.drafter = Some(drafter),
                 Method::Accept(accept) => cast.accept = Some(accept),
                 Method::Layers(schedule) => cast.schedule = Some(schedule),
+                Method::Reduce(policy) => cast.policies.push(policy),
                 _ => {
                     let what = "plays a role that the autoregressive loop does not have".to_owned();
                     return Err(Error::Method { method: member.entry.slug.to_owned(), what });

@@ -81,11 +81,13 @@ impl Choice {
         sampling: &Sampling,
         model: Model<'_>,
         cache: &mut dyn KvStore,
+        position: Position,
     ) -> Result<()> {
         let room = bounds.limit - self.history.len();
         let ahead = Ahead {
             history: &self.history,
             prompt: self.prompt,
+            position,
             remaining: room.min(bounds.max_tokens.saturating_sub(self.made())),
             seed: bounds.seed,
             choice: self.index as u32,
@@ -114,6 +116,11 @@ impl Choice {
     /// Whether it goes on.
     pub(crate) fn is_open(&self) -> bool {
         self.reason.is_none()
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) fn prompt(&self) -> usize {
+        self.prompt
     }
 
     /// Prompt and text so far.

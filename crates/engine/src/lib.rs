@@ -9,6 +9,7 @@ mod cast;
 mod choice;
 pub mod pace;
 pub mod recipe;
+mod reduction;
 pub mod request;
 pub mod sequence;
 mod speculation;

@@ -126,12 +126,31 @@ pub struct Stats {
     pub accepted_tokens: usize,
     /// Wall-clock time spent guessing; part of `decode_seconds`.
     pub draft_seconds: f64,
+    /// Wall-clock time spent deciding what to forget, and forgetting it; part of `prefill_seconds`
+    /// and `decode_seconds`.
+    pub reduce_seconds: f64,
+    /// Cache rows that prompt and texts would hold, summed over layers, key heads and choices.
+    pub whole_rows: usize,
+    /// Those of them that the caches hold at the end; the others were evicted.
+    pub kept_rows: usize,
+    /// Bytes of all caches at the end, spare room included.
+    pub cache_bytes: usize,
+    /// Largest such number seen: before an eviction, or at the end.
+    pub peak_cache_bytes: usize,
 }
 
 impl Stats {
     /// Prompt tokens computed per second; 0 if there was nothing to compute.
     pub fn prefill_rate(&self) -> f64 {
         rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+    }
+
+    /// Share of the cache's rows that was evicted; 0 if nothing was.
+    pub fn forgotten(&self) -> f64 {
+        match self.whole_rows {
+            0 => 0.0,
+            whole => 1.0 - self.kept_rows.min(whole) as f64 / whole as f64,
+        }
     }
 
     /// Tokens decoded per second; 0 if there were none.

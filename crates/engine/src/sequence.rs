@@ -9,6 +9,8 @@ use crate::recipe::Recipe;
 pub struct Sequence {
     pub(crate) cache: Box<dyn KvStore>,
     pub(crate) tokens: Vec<TokenId>,
+    /// Whether the cache was reduced: its rows are not the plain run's, so no request may read them.
+    pub(crate) spoilt: bool,
     /// The drafter of the last request with the recipe it was made for: what it has learnt serves
     /// the next one.
     drafter: Option<(Value, Box<dyn Draft>)>,
@@ -21,7 +23,7 @@ impl Sequence {
     /// As [`Backbone::new_cache`].
     pub fn new(backbone: &dyn Backbone, capacity: usize) -> Result<Self> {
         let cache = backbone.new_cache(CacheOptions { capacity, ..CacheOptions::default() })?;
-        Ok(Self { cache, tokens: Vec::new(), drafter: None })
+        Ok(Self { cache, tokens: Vec::new(), spoilt: false, drafter: None })
     }
 
     /// Puts the drafter of the last request in the place of a fresh one of the same recipe.
@@ -36,7 +38,7 @@ impl Sequence {
         self.drafter = drafter.map(|drafter| (recipe.to_json(), drafter));
     }
 
-    /// The tokens whose rows the cache holds.
+    /// The tokens whose rows the cache holds as the plain run would; none once it was reduced.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
     }
@@ -58,12 +60,34 @@ impl Sequence {
         Ok(())
     }
 
-    /// Drops everything that is not the beginning of `prompt`; returns how many tokens stay. At
-    /// least the prompt's last token is dropped: its logits have to be computed.
+    /// An independent copy without the drafter: requests that begin alike can be continued in many
+    /// ways after their common beginning was computed once.
     ///
     /// # Errors
-    /// As [`KvStore::rollback`].
-    pub(crate) fn adopt(&mut self, prompt: &[TokenId]) -> Result<usize> {
+    /// As [`KvStore::fork`].
+    pub fn fork(&self) -> Result<Self> {
+        let (cache, tokens) = (self.cache.fork()?, self.tokens.clone());
+        Ok(Self { cache, tokens, spoilt: self.spoilt, drafter: None })
+    }
+
+    /// Notes that the cache no longer holds the plain run's rows.
+    pub(crate) fn spoil(&mut self) {
+        self.tokens.clear();
+        self.spoilt = true;
+    }
+
+    /// Drops everything that is not the beginning of `prompt`, and everything if the cache was
+    /// reduced; returns how many tokens stay. At least the prompt's last token is dropped: its logits
+    /// have to be computed.
+    ///
+    /// # Errors
+    /// As [`KvStore::rollback`] and [`Backbone::new_cache`].
+    pub(crate) fn adopt(&mut self, backbone: &dyn Backbone, prompt: &[TokenId]) -> Result<usize> {
+        if self.spoilt {
+            self.cache = backbone.new_cache(CacheOptions::default())?;
+            self.tokens.clear();
+            self.spoilt = false;
+        }
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = common.min(prompt.len().saturating_sub(1));
         self.truncate(kept)?;

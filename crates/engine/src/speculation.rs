@@ -35,6 +35,8 @@ pub(crate) struct Ahead<'a> {
     /// Prompt and text so far.
     pub(crate) history: &'a [TokenId],
     pub(crate) prompt: usize,
+    /// Position of the next row, that of the last token.
+    pub(crate) position: Position,
     /// Tokens that may still be drawn, the next one included.
     pub(crate) remaining: usize,
     pub(crate) seed: u64,
@@ -90,7 +92,7 @@ impl Speculation {
                         seed: ahead.seed,
                         choice: ahead.choice,
                         sampling: ahead.sampling,
-                        target: Lent { backbone, cache },
+                        target: Lent { backbone, cache, position: ahead.position },
                         draft,
                         coupled: self.accept.coupled(),
                     },
@@ -104,16 +106,15 @@ impl Speculation {
                 self.seconds += start.elapsed().as_secs_f64();
             }
         }
-        let root = ahead.history.len() - 1;
         self.tokens.clear();
         self.positions.clear();
         self.parents.clear();
-        self.tokens.push(ahead.history[root]);
-        self.positions.push(root as Position);
+        self.tokens.push(ahead.history[ahead.history.len() - 1]);
+        self.positions.push(ahead.position);
         self.parents.push(None);
         for n in 0..self.tree.len() as u32 {
             self.tokens.push(self.tree.token(n));
-            self.positions.push(root as Position + self.tree.depth(n));
+            self.positions.push(ahead.position + self.tree.depth(n));
             self.parents.push(Some(self.tree.parent(n).map_or(0, |p| p + 1)));
         }
         Ok(())
@@ -197,13 +198,17 @@ impl Speculation {
         told
     }
 
+    /// The rows of the pass that became text if `committed` accepted nodes did: the root's and theirs.
+    pub(crate) fn kept(&self, committed: usize) -> impl Iterator<Item = usize> {
+        std::iter::once(0).chain(self.accepted[..committed].iter().map(|&n| n as usize + 1))
+    }
+
     /// Keeps the rows of the root and of the first `committed` accepted nodes in the cache.
     pub(crate) fn settle(&self, committed: usize, cache: &mut dyn KvStore) -> Result<()> {
         if self.tree.is_empty() {
             return Ok(());
         }
-        let path = self.accepted[..committed].iter().map(|&n| n as Row + 1);
-        let kept: Vec<Row> = std::iter::once(0).chain(path).collect();
+        let kept: Vec<Row> = self.kept(committed).map(|row| row as Row).collect();
         cache.keep_last(self.tree.len() + 1, &kept)
     }
 }

@@ -10,6 +10,7 @@ pub mod loops;
 pub mod programs;
 pub mod reduce;
 pub mod registry;
+pub mod retention;
 pub mod second_model;
 pub mod template;
 

@@ -17,5 +17,6 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &accept::residual::ENTRY,
     &reduce::skipdecode::ENTRY,
     &draft::skipdecode_draft::ENTRY,
+    &reduce::streaming::ENTRY,
     &draft::token_recycling::ENTRY,
 ];

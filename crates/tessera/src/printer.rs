@@ -99,8 +99,17 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
         0 => String::new(),
         n => format!(", {} of {n} guesses right", stats.accepted_tokens),
     };
+    let forgotten = match stats.forgotten() {
+        0.0 => String::new(),
+        share => format!(
+            ", forgot {:.0}% of the cache ({:.1} of {:.1} MB left)",
+            100.0 * share,
+            stats.cache_bytes as f64 / 1e6,
+            stats.peak_cache_bytes as f64 / 1e6,
+        ),
+    };
     format!(
-        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} passes{drafted} \
+        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} passes{drafted}{forgotten} \
          · {why} · seed {seed}]",
         stats.prefill_rate(),
         stats.drawn_tokens - usize::from(matches!(reason, FinishReason::End { .. })),
@@ -153,7 +162,7 @@ mod tests {
         {"event":"prefill_done","tokens":30,"reused":10,"seconds":0.5}
         {"event":"committed","choice":0,"tokens":[7],"text":""}
         {"event":"committed","choice":0,"tokens":[8],"text":"ab"}
-        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"drafted_tokens":0,"accepted_tokens":0,"draft_seconds":0.0,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
+        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"drafted_tokens":0,"accepted_tokens":0,"draft_seconds":0.0,"reduce_seconds":0.0,"whole_rows":0,"kept_rows":0,"cache_bytes":0,"peak_cache_bytes":0,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
         "#);
     }
 
@@ -164,6 +173,15 @@ mod tests {
             @"[prompt 20 tokens (+10 reused), 40.0 tok/s · answer 10 tokens, 40.0 tok/s · 11 passes · end · seed 5]");
         let length = stats_line(&stats, FinishReason::Length, 5, 64);
         assert!(length.contains("answer 11 tokens") && length.contains("64 tokens (-n)"));
+        let reduced = Stats {
+            whole_rows: 400,
+            kept_rows: 100,
+            cache_bytes: 1_500_000,
+            peak_cache_bytes: 4_000_000,
+            ..stats
+        };
+        let line = stats_line(&reduced, FinishReason::Cancelled, 5, 64);
+        assert!(line.contains("forgot 75% of the cache (1.5 of 4.0 MB left)"), "{line}");
         assert!(stats_line(&stats, FinishReason::Cancelled, 5, 64).contains("cancelled"));
     }
 

@@ -282,7 +282,7 @@ fn drafts(entry: &'static MethodEntry) -> Finding {
                 seed: 3,
                 choice: 0,
                 sampling: &Sampling::neutral(),
-                target: Lent { backbone: &toy, cache: &mut *cache },
+                target: Lent { backbone: &toy, cache: &mut *cache, position: known as u32 - 1 },
                 draft: Some(&toy),
                 coupled: true,
             };

@@ -11,8 +11,8 @@ use tessera_core::cache::CacheTable;
 use tessera_core::dist::Key;
 use tessera_core::visible::{Reading, Visible, check_segment};
 use tessera_core::{
-    Backbone, CacheOptions, Capabilities, Checkpoint, Error, Input, KeepPlan, KvStore, ModelSpec,
-    Pass, Position, Result, Reveal, Row, Segment, TokenId, Write,
+    Backbone, CacheOptions, Capabilities, Checkpoint, Error, Input, KeepPlan, KeyForm, KvStore,
+    ModelSpec, Pass, Position, Result, Reveal, Row, Segment, TokenId, Write,
 };
 
 /// The tokens that a row sees, itself included, in position order.
@@ -156,6 +156,12 @@ impl Backbone for Scripted {
         Ok(Box::new(Store { table: CacheTable::new(1, 1, options.form), tokens: Vec::new() }))
     }
 
+    fn unrotate(&self, cache: &mut dyn KvStore) -> Result<()> {
+        let store = cache.as_any_mut().downcast_mut::<Store>().ok_or_else(foreign)?;
+        store.table.set_form(KeyForm::Plain);
+        Ok(())
+    }
+
     fn forward(&self, pass: &mut Pass<'_, '_>, reveal: &mut Reveal) -> Result<()> {
         if !pass.taps.is_empty() || pass.sites.is_some() {
             return Err(self.lacks("taps, reduction sites"));
@@ -225,6 +231,10 @@ impl KvStore for Store {
 
     fn reposition(&mut self, positions: &[Position]) -> Result<()> {
         self.table.reposition(positions)
+    }
+
+    fn rerank(&mut self) -> Result<()> {
+        self.table.rerank()
     }
 
     fn fork(&self) -> Result<Box<dyn KvStore>> {

@@ -135,6 +135,37 @@ impl Rope {
         Ok(())
     }
 
+    /// Turns `x` back: what [`Rope::apply`] undoes with the same positions, up to rounding.
+    ///
+    /// Errors: as [`Rope::apply`].
+    pub fn undo(
+        &self,
+        pool: &Pool,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        positions: &[u32],
+    ) -> Result<()> {
+        // A turn backwards is a turn forwards of the pair with its values exchanged.
+        self.exchange(x, head_dim);
+        let done = self.apply(pool, x, heads, head_dim, positions);
+        self.exchange(x, head_dim);
+        done
+    }
+
+    /// Exchanges the two values of every pair.
+    fn exchange(&self, x: &mut [f32], head_dim: usize) {
+        let dim = self.dim();
+        for head in x.chunks_exact_mut(head_dim.max(dim)) {
+            if self.interleaved {
+                head[..dim].chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1));
+            } else {
+                let (first, second) = head[..dim].split_at_mut(dim / 2);
+                first.swap_with_slice(second);
+            }
+        }
+    }
+
     /// Makes the table hold the first `positions` positions, up to its limit.
     pub fn prepare(&self, positions: usize) {
         let wanted = positions.min(TABLE_LIMIT);

@@ -127,7 +127,9 @@ impl Truncated {
         let mut at = None;
         for _ in 0..context.budget.min(context.depth) {
             let last = self.history.len() - 1;
-            let (tokens, positions) = ([self.history[last]], [last as Position]);
+            let ahead = (self.history.len() - context.tokens.len()) as Position;
+            let position = context.target.position + ahead;
+            let (tokens, positions) = ([self.history[last]], [position]);
             let mut segments = [Segment::causal(&tokens, &positions, &mut *context.target.cache)];
             let mut pass = Pass::new(&mut segments);
             pass.layers = Layers::Only(&self.active);

@@ -1,3 +1,4 @@
 //! Policies that decide what is kept, merged, read or skipped.
 
 pub mod skipdecode;
+pub mod streaming;

@@ -253,6 +253,10 @@ impl KvStore for CandleStore {
         self.table.reposition(positions)
     }
 
+    fn rerank(&mut self) -> tessera_core::Result<()> {
+        self.table.rerank()
+    }
+
     fn fork(&self) -> tessera_core::Result<Box<dyn KvStore>> {
         Ok(Box::new(self.clone()))
     }

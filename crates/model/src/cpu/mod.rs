@@ -133,6 +133,10 @@ impl Backbone for CpuBackbone {
         Ok(Box::new(self.store(options.form, options.capacity)?))
     }
 
+    fn unrotate(&self, cache: &mut dyn KvStore) -> Result<()> {
+        self.turn_back(cache)
+    }
+
     fn forward(&self, pass: &mut Pass<'_, '_>, reveal: &mut Reveal) -> Result<()> {
         // A pass that panicked leaves only buffers behind, which the next pass overwrites.
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);

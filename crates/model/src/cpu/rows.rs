@@ -1,7 +1,9 @@
 //! Rows of keys and values on their way into a cache, and rows that stop on the way.
 
 use tessera_core::pass::{KeyReader, RowEvidence};
-use tessera_core::{Error, Input, KvStore, Mask, Pass, Position, Result, Row, Segment, Write};
+use tessera_core::{
+    Error, Input, KeyForm, KvStore, Mask, Pass, Position, Result, Row, Segment, Write,
+};
 use tessera_kernels::KvLayer;
 
 use super::CpuBackbone;
@@ -59,6 +61,37 @@ impl CpuBackbone {
         }
         s.x.truncate(total * hidden);
         s.positions.truncate(total);
+        Ok(())
+    }
+
+    /// Turns the keys of a rotated cache back, in place.
+    pub(super) fn turn_back(&self, cache: &mut dyn KvStore) -> Result<()> {
+        let dim = self.blueprint.spec.head_dim;
+        let Some(store) = cache.as_any_mut().downcast_mut::<CpuStore>() else {
+            return Err(Error::cache("made by another backbone"));
+        };
+        if store.table().form() == KeyForm::Plain {
+            return Ok(());
+        }
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for l in 0..store.layers.len() {
+            for h in 0..store.table().kv_heads() {
+                let positions = store.table().positions(l, h).to_vec();
+                let layer = &mut store.layers[l];
+                keys.resize(positions.len() * dim, 0.0);
+                values.resize(positions.len() * dim, 0.0);
+                let rows = keys.chunks_exact_mut(dim).zip(values.chunks_exact_mut(dim));
+                for (row, (k, v)) in rows.enumerate() {
+                    layer.read_row(h, row, k, v).map_err(kernel)?;
+                }
+                self.rope(l).undo(&self.pool, &mut keys, 1, dim, &positions).map_err(kernel)?;
+                let rows = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
+                for (row, (k, v)) in rows.enumerate() {
+                    layer.write_head(h, row, k, v).map_err(kernel)?;
+                }
+            }
+        }
+        store.set_plain();
         Ok(())
     }
 

@@ -55,6 +55,11 @@ impl CpuStore {
         Ok(())
     }
 
+    /// Records that the keys have been turned back.
+    pub(super) fn set_plain(&mut self) {
+        self.table.set_form(KeyForm::Plain);
+    }
+
     /// Records that `row` now holds `position`.
     pub(super) fn refresh(&mut self, row: Row, position: Position) -> Result<()> {
         self.table.set_position(row, position)
@@ -148,6 +153,10 @@ impl KvStore for CpuStore {
 
     fn reposition(&mut self, positions: &[Position]) -> Result<()> {
         self.table.reposition(positions)
+    }
+
+    fn rerank(&mut self) -> Result<()> {
+        self.table.rerank()
     }
 
     fn fork(&self) -> Result<Box<dyn KvStore>> {

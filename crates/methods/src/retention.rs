@@ -1,0 +1,168 @@
+//! What policies share that decide which cache rows stay: budgets, selection by score, plans.
+
+use std::ops::RangeInclusive;
+
+use tessera_core::entry::Needs;
+use tessera_core::{CacheTable, Capabilities, Eviction, Keep, KeepPlan, Result, Row};
+
+/// Most rows that a budget may name.
+pub const MOST_ROWS: usize = 1 << 24;
+
+/// What a policy needs that watches attention: taps, and passes that leave no rows behind.
+pub const WATCHES: Needs = Needs {
+    capabilities: Capabilities { taps: true, writes: true, ..Needs::NONE.capabilities },
+    ..Needs::NONE
+};
+
+/// How many rows stay.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// This many.
+    Rows(usize),
+    /// All but this share of the prompt's.
+    Ratio(f64),
+}
+
+impl Budget {
+    /// The budget that two settings name, of which at most one may be given, or `rows`.
+    ///
+    /// # Errors
+    /// One line naming the setting and its range.
+    pub fn new(
+        budget: Option<usize>,
+        ratio: Option<f64>,
+        rows: usize,
+    ) -> std::result::Result<Self, String> {
+        match (budget, ratio) {
+            (Some(_), Some(_)) => {
+                Err("budget and ratio say the same thing: give one of them".to_owned())
+            }
+            (_, Some(ratio)) if !(0.0..1.0).contains(&ratio) => {
+                Err(format!("ratio = {ratio}: must be 0 to below 1"))
+            }
+            (_, Some(ratio)) => Ok(Self::Ratio(ratio)),
+            (budget, None) => {
+                let rows = budget.unwrap_or(rows);
+                within("budget", rows, 1..=MOST_ROWS)?;
+                Ok(Self::Rows(rows))
+            }
+        }
+    }
+
+    /// Rows that stay of a prompt whose longest head holds `rows`; `None` if all do, however long
+    /// the text becomes.
+    pub fn of(self, rows: usize) -> Option<usize> {
+        match self {
+            Self::Rows(budget) => Some(budget),
+            Self::Ratio(0.0) => None,
+            Self::Ratio(ratio) => Some(((rows as f64 * (1.0 - ratio)) as usize).max(1)),
+        }
+    }
+}
+
+/// Whether a setting lies within its range.
+///
+/// # Errors
+/// One line naming the setting and its range.
+pub fn within(
+    name: &str,
+    value: usize,
+    range: RangeInclusive<usize>,
+) -> std::result::Result<(), String> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{name} = {value}: must be {} to {}", range.start(), range.end()))
+}
+
+/// An eviction that keeps of every head with `n` rows what `rows(layer, head, n)` lists.
+///
+/// # Errors
+/// As [`KeepPlan::per_head`].
+pub fn evict(
+    table: &CacheTable,
+    rerank: bool,
+    mut rows: impl FnMut(usize, usize, usize) -> Vec<Row>,
+) -> Result<Eviction> {
+    let (layers, kv_heads) = (table.layers(), table.kv_heads());
+    let mut keeps = Vec::with_capacity(layers * kv_heads);
+    for layer in 0..layers {
+        for head in 0..kv_heads {
+            let held = table.positions(layer, head).len();
+            keeps.push(Keep { rows: rows(layer, head, held), merges: Vec::new() });
+        }
+    }
+    let alike = table.is_uniform() && keeps.windows(2).all(|w| w[0] == w[1]);
+    let plan = match (alike, keeps.pop()) {
+        (true, Some(keep)) => KeepPlan::uniform(layers, kv_heads, keep),
+        (_, last) => {
+            keeps.extend(last);
+            KeepPlan::per_head(layers, kv_heads, keeps)?
+        }
+    };
+    Ok(Eviction { plan, rerank })
+}
+
+/// The `count` rows with the highest scores, ascending; the earlier one among equals. Rows that
+/// are protected come first, the last ones of them first where they alone exceed `count`.
+pub fn highest(scores: &[f32], count: usize, protected: impl Fn(usize) -> bool) -> Vec<Row> {
+    let mut order: Vec<Row> = (0..scores.len() as Row).collect();
+    let rank = |&row: &Row| {
+        let row = row as usize;
+        let safe = protected(row);
+        (safe, if safe { row as f32 } else { scores[row] })
+    };
+    order.sort_by(|a, b| {
+        let ((safe_a, a_score), (safe_b, b_score)) = (rank(a), rank(b));
+        safe_b.cmp(&safe_a).then(b_score.total_cmp(&a_score)).then(a.cmp(b))
+    });
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_core::KeyForm;
+
+    #[test]
+    fn a_budget_is_rows_or_a_share_and_never_both() {
+        let budget = |b, r| Budget::new(b, r, 1024);
+        assert_eq!(budget(None, None), Ok(Budget::Rows(1024)));
+        assert_eq!(budget(Some(7), None).map(|b| b.of(100)), Ok(Some(7)));
+        assert_eq!(budget(None, Some(0.75)).map(|b| b.of(100)), Ok(Some(25)));
+        assert_eq!(budget(None, Some(0.999)).map(|b| b.of(100)), Ok(Some(1)));
+        assert_eq!(budget(None, Some(0.0)).map(|b| b.of(100)), Ok(None));
+        for (b, r, name) in [
+            (Some(1), Some(0.5), "budget and ratio"),
+            (Some(0), None, "budget = 0"),
+            (None, Some(1.0), "ratio = 1"),
+            (None, Some(-0.1), "ratio = -0.1"),
+            (None, Some(f64::NAN), "ratio = NaN"),
+        ] {
+            assert!(budget(b, r).is_err_and(|e| e.starts_with(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_highest_stay_and_the_protected_before_them() {
+        let scores = [0.1, 0.9, 0.5, 0.5, 0.2];
+        assert_eq!(highest(&scores, 3, |_| false), [1, 2, 3]);
+        assert_eq!(highest(&scores, 2, |_| false), [1, 2]);
+        assert_eq!(highest(&scores, 2, |row| row == 4), [1, 4]);
+        assert_eq!(highest(&scores, 2, |row| row > 1), [3, 4]);
+        assert_eq!(highest(&scores, 9, |_| false), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn heads_that_keep_the_same_rows_stay_one_list() {
+        let mut table = CacheTable::new(2, 2, KeyForm::Rotated);
+        table.append(&[0, 1, 2]);
+        let same = evict(&table, false, |_, _, n| vec![0, n as Row - 1]).unwrap();
+        assert!(same.plan.is_uniform());
+        let apart = evict(&table, false, |l, h, _| vec![(l + h) as Row]).unwrap();
+        assert_eq!((apart.plan.is_uniform(), apart.plan.total_rows()), (false, 4));
+        apart.plan.validate(&table).unwrap();
+    }
+}
