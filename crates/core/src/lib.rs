@@ -21,7 +21,7 @@ pub mod visible;
 
 pub use accept::{Accept, Decision, Guess};
 pub use backbone::{
-    Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Vocabulary,
+    Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Pairing, Vocabulary,
 };
 pub use cache::{CacheTable, KeyForm};
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};

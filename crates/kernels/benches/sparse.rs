@@ -104,7 +104,7 @@ fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
             let (mut a, mut b, mut c) = (0.0, 0.0, 0.0);
             for layer in &caches {
                 let start = Instant::now();
-                let among = [context - 1; KV_HEADS];
+                let among = [0..context - 1, 0..context - 1];
                 let ask = RankInput { layer, q: &q, heads: HEADS, pooling, among: &among, count };
                 rank(pool, &ask, &mut ranks, &mut chosen).expect("an indexed layer");
                 let middle = Instant::now();

@@ -337,6 +337,7 @@ fn taps_show_and_change_nothing() {
             attention: &[1, 0],
             keys: &[0],
             queries: &[1],
+            ..Taps::default()
         };
         let mut reveal = Reveal::new();
         m.forward(&mut all, &mut reveal).unwrap();

@@ -10,6 +10,7 @@
 //! bin where the last place falls, and a pass that lists what is above the threshold.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::length;
@@ -40,8 +41,8 @@ pub struct RankInput<'a> {
     pub heads: usize,
     /// How scores are pooled over the rows and heads that share a key/value head.
     pub pooling: Pooling,
-    /// Rows of each head that compete: its first ones.
-    pub among: &'a [usize],
+    /// Rows of each head that compete.
+    pub among: &'a [Range<usize>],
     /// Rows wanted of each head.
     pub count: usize,
 }
@@ -58,11 +59,11 @@ impl RankInput<'_> {
         let rows = self.q.len() / width;
         length("queries to rank by", rows.max(1) * width, self.q.len())?;
         length("numbers of rows to rank", kv_heads, self.among.len())?;
-        for (head, &among) in self.among.iter().enumerate() {
+        for (head, among) in self.among.iter().enumerate() {
             if layer.columns(head).is_empty() {
                 return Err(KernelError::Mismatch("rows are ranked in an indexed layer only"));
             }
-            if among > layer.head_rows(head) {
+            if among.start > among.end || among.end > layer.head_rows(head) {
                 return Err(KernelError::Mismatch("more rows to rank than the head holds"));
             }
         }
@@ -123,13 +124,15 @@ pub fn rank(
     let mut scores = Vec::with_capacity(kv_heads);
     for (head, scratch) in scratch.heads.iter_mut().enumerate().take(kv_heads) {
         let s = scratch.get_mut().unwrap_or_else(PoisonError::into_inner);
-        s.scores.at_least(input.among[head].next_multiple_of(LANES));
+        s.scores.at_least(input.among[head].end.next_multiple_of(LANES));
         pack(input, head, rows, isa, &mut s.q);
         scores.push((Disjoint::new(&mut s.scores), s.q.as_ptr() as usize));
     }
     let score = |head: usize, part: usize| {
-        let blocks = input.among[head].div_ceil(KEY_BLOCK);
-        let (first, end) = (part * blocks / parts, (part + 1) * blocks / parts);
+        let among = &input.among[head];
+        let (skip, blocks) = (among.start / KEY_BLOCK, among.end.div_ceil(KEY_BLOCK));
+        let share = |part: usize| skip + part * (blocks - skip) / parts;
+        let (first, end) = (share(part), share(part + 1));
         let (out, q) = scores[head];
         // SAFETY: the queries were packed above; parts write disjoint blocks of the scores, which
         // hold all of them.
@@ -138,7 +141,7 @@ pub fn rank(
     let lists = &scratch.heads;
     let choose = |head: usize| {
         let mut s = lists[head].lock().unwrap_or_else(PoisonError::into_inner);
-        s.select(isa, input.among[head], input.count);
+        s.select(isa, input.among[head].clone(), input.count);
     };
     if parts == 1 {
         pool.run(kv_heads, &|head| {
@@ -208,7 +211,7 @@ unsafe fn score_blocks(
     rows: usize,
     isa: Isa,
     q: *const f32,
-    blocks: std::ops::Range<usize>,
+    blocks: Range<usize>,
     out: Disjoint<f32>,
 ) {
     let columns = input.layer.columns(head).len();
@@ -291,14 +294,17 @@ unsafe fn clean<L: Lanes>(s: *mut f32, n: usize) {
 #[inline(always)]
 unsafe fn list<L: Lanes>(s: *const f32, n: usize, least: f32, ties: usize, to: *mut u32) -> usize {
     let (mut count, mut ties) = (0, ties);
-    // SAFETY: the caller promises `16 n` values without NaN, and room for all that is listed.
+    // SAFETY: the caller promises `16 n` values, and room for all that is listed.
     unsafe {
         let least = L::splat(least);
+        let (infinite, nothing) = (L::splat(f32::INFINITY), L::splat(f32::NEG_INFINITY));
         for i in 0..n {
             let x = L::load(s.add(i * LANES));
             let above = L::mask_lt(least, x);
             let mut mask = above;
-            let mut equal = !(above | L::mask_lt(x, least)) & 0xffff;
+            // A NaN is neither above nor equal: it marks what does not compete.
+            let mut equal = L::mask_lt(x, infinite) | L::mask_lt(nothing, x);
+            equal &= !(above | L::mask_lt(x, least));
             while equal != 0 && ties > 0 {
                 mask |= equal & equal.wrapping_neg();
                 equal &= equal - 1;
@@ -333,28 +339,33 @@ fn score_of(order: u32) -> f32 {
 }
 
 impl HeadScratch {
-    /// Lists the `count` best of the first `among` rows in `chosen`.
-    fn select(&mut self, isa: Isa, among: usize, count: usize) {
+    /// Lists the `count` best of the rows `among` in `chosen`.
+    fn select(&mut self, isa: Isa, among: Range<usize>, count: usize) {
         self.chosen.clear();
-        if count >= among {
-            self.chosen.extend(0..among as u32);
+        if count >= among.len() {
+            self.chosen.extend(among.start as u32..among.end as u32);
             return;
         }
         if count == 0 {
             return;
         }
-        let blocks = among.div_ceil(LANES);
-        let s = &mut self.scores[..blocks * LANES];
-        s[among..].fill(f32::NEG_INFINITY);
+        let first = among.start / LANES * LANES;
+        let s = &mut self.scores[first..among.end.next_multiple_of(LANES)];
+        let (before, n) = (among.start - first, among.end - first);
+        let blocks = s.len() / LANES;
+        s[n..].fill(f32::NEG_INFINITY);
         // SAFETY: `16 blocks` values; the pool's path is available.
         unsafe { run_clean(isa, s.as_mut_ptr(), blocks) };
-        let (least, ties) = threshold(&s[..among], count, &mut self.candidates);
+        // Below any score, so that it is never taken for one of equal ones.
+        s[..before].fill(f32::NAN);
+        let (least, ties) = threshold(&s[before..n], count, &mut self.candidates);
         self.chosen.resize(count, 0);
         // SAFETY: exactly `count` rows are above the threshold or among the ties counted; the
         // padding is minus infinity and comes last, so it is never listed.
         let listed =
             unsafe { run_list(isa, s.as_ptr(), blocks, least, ties, self.chosen.as_mut_ptr()) };
         self.chosen.truncate(listed);
+        self.chosen.iter_mut().for_each(|row| *row += first as u32);
     }
 }
 
@@ -424,8 +435,17 @@ mod tests {
                         let mut s = HeadScratch::default();
                         s.scores.at_least(n.next_multiple_of(LANES));
                         s.scores[..n].copy_from_slice(&scores);
-                        s.select(isa, n, count);
+                        s.select(isa, 0..n, count);
                         assert_eq!(s.chosen, expected, "kind {kind}, {count} of {n}, {isa}");
+                        // The same behind some rows that do not compete.
+                        for skip in [1, 16, 37] {
+                            s.scores.at_least((n + skip).next_multiple_of(LANES));
+                            s.scores[..skip].fill(1e9);
+                            s.scores[skip..skip + n].copy_from_slice(&scores);
+                            s.select(isa, skip..skip + n, count);
+                            s.chosen.iter_mut().for_each(|row| *row -= skip as u32);
+                            assert_eq!(s.chosen, expected, "kind {kind}, {count} of {n}, {skip}");
+                        }
                     }
                 }
             }
@@ -477,7 +497,7 @@ mod tests {
         isa: Isa,
     ) -> Result<Vec<Vec<u32>>> {
         let pool = Pool::with_options(threads, isa, Duration::ZERO).unwrap();
-        let among: Vec<usize> = (0..layer.kv_heads()).map(|h| layer.head_rows(h) - h).collect();
+        let among: Vec<_> = (0..layer.kv_heads()).map(|h| 0..layer.head_rows(h) - h).collect();
         let input = RankInput { layer, q, heads, pooling, among: &among, count: 190 };
         let mut chosen = vec![vec![9]; layer.kv_heads()];
         rank(&pool, &input, &mut RankScratch::default(), &mut chosen)?;
