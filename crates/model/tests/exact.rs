@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests")]
 
 use tessera_core::{
-    Backbone, CacheOptions, HiddenSite, Input, Keep, KeepPlan, KeyForm, KeySet, KvStore, Mask,
-    Pass, Position, Reveal, RowsOut, Segment, Taps, TokenId, Write,
+    Backbone, CacheOptions, HeadSum, HiddenSite, Input, Keep, KeepPlan, KeyForm, KeySet, KvStore,
+    Mask, Pass, Position, Received, Reveal, RowsOut, Segment, Taps, TokenId, Write,
 };
 use tessera_model::arch::Blueprint;
 use tessera_model::cpu::{Arithmetic, CpuBackbone, Options};
@@ -352,6 +352,116 @@ fn taps_show_and_change_nothing() {
                 assert!((sum - 1.0).abs() < 1e-4, "{name}: row {i} sums to {sum}");
             }
         }
+    });
+}
+
+/// A tree over a cache whose heads hold different numbers of rows; with a refreshed row over a
+/// whole one.
+#[test]
+fn attention_received_is_the_attention_summed() {
+    let layers = [1, 0];
+    let check = |name: &str, m: &CpuBackbone, mut segment: Segment<'_>, ragged: bool| {
+        let (spec, rows) = (m.spec().clone(), segment.positions.len());
+        segment.rows_out = RowsOut::Last;
+        for heads in [HeadSum::Query, HeadSum::Key, HeadSum::All] {
+            for by_row in [false, true] {
+                let wanted = Received { layers: &layers, heads, by_row };
+                let mut reveal = Reveal::new();
+                let mut segments = [Segment { cache: None, ..segment_like(&segment) }];
+                segments[0].cache = segment.cache.as_deref_mut().map(|c| c as &mut dyn KvStore);
+                let mut pass = Pass::new(&mut segments);
+                pass.taps = Taps { attention: &layers, received: wanted, ..Taps::default() };
+                m.forward(&mut pass, &mut reveal).unwrap();
+                let shown = &reveal.segments[0];
+                let columns = shown.attention[0].len() / (rows * spec.heads);
+                let groups = heads.groups(spec.heads, spec.kv_heads);
+                for (attention, received) in shown.attention.iter().zip(&shown.received) {
+                    let kept = if by_row { rows } else { 1 };
+                    let mut want = vec![0f32; kept * groups * columns];
+                    for (i, line) in attention.chunks(columns).enumerate() {
+                        let row = if by_row { i / spec.heads } else { 0 };
+                        let at = row * groups + i % spec.heads * groups / spec.heads;
+                        let sum = &mut want[at * columns..(at + 1) * columns];
+                        sum.iter_mut().zip(line).for_each(|(sum, p)| *sum += p);
+                    }
+                    assert_eq!(received.len(), want.len(), "{name}");
+                    let far = received.iter().zip(&want).map(|(a, b)| (a - b).abs());
+                    let far = far.fold(0.0, f32::max);
+                    assert!(far < 2e-5, "{name}, {heads:?}, {by_row}, {ragged}: {far}");
+                }
+            }
+        }
+    };
+    toys(|name, m| {
+        let spec = m.spec();
+        let mut store = cache(m);
+        pass(m, &tokens(12, 97, 8), 0, store.as_mut());
+        let mut refresh = Segment::causal(&[5, 6], &[3, 9], store.as_mut());
+        refresh.write = Write::Rows(&[3, 9]);
+        check(name, m, refresh, false);
+        let keeps = (0..spec.layers * spec.kv_heads).map(|i| Keep::rows(i as u32..8 + i as u32));
+        let plan = KeepPlan::per_head(spec.layers, spec.kv_heads, keeps.collect()).unwrap();
+        store.compact(&plan).unwrap();
+        let keeps = (0..spec.layers * spec.kv_heads).map(|i| Keep::rows(0..5 + i as u32));
+        let plan = KeepPlan::per_head(spec.layers, spec.kv_heads, keeps.collect()).unwrap();
+        store.compact(&plan).unwrap();
+        let mut tree = Segment::causal(&[3, 4, 5, 6], &[12, 13, 13, 14], store.as_mut());
+        tree.mask = Mask::Tree { parent: &[None, Some(0), Some(0), Some(2)] };
+        tree.write = Write::Discard;
+        check(name, m, tree, true);
+    });
+}
+
+/// A segment without its cache.
+fn segment_like<'a>(from: &Segment<'a>) -> Segment<'a> {
+    Segment {
+        input: from.input,
+        positions: from.positions,
+        mask: from.mask,
+        keys: from.keys,
+        bias: from.bias,
+        write: from.write,
+        rows_out: from.rows_out,
+        condition: from.condition,
+        cache: None,
+    }
+}
+
+#[test]
+fn keys_turned_back_and_ranked_anew_are_those_of_a_shorter_text() {
+    toys(|name, m| {
+        let mut rotated = cache(m);
+        pass(m, &tokens(10, 97, 9), 0, rotated.as_mut());
+        let before = rotated.fork().unwrap();
+        let mut plain = rotated.fork().unwrap();
+        m.unrotate(plain.as_mut()).unwrap();
+        m.unrotate(plain.as_mut()).unwrap();
+        assert_eq!(plain.table().form(), KeyForm::Plain);
+        let again = |cache: &mut dyn KvStore, at: Position| {
+            let positions = [at];
+            let mut segment = Segment::causal(&[1], &positions, cache);
+            segment.write = Write::Discard;
+            let mut reveal = Reveal::new();
+            m.forward(&mut Pass::new(&mut [segment]), &mut reveal).unwrap();
+            reveal.all_logits().to_vec()
+        };
+        let far =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        // Turned back and forth again: close to what it was.
+        let whole = again(rotated.as_mut(), 10);
+        let turned = again(plain.as_mut(), 10);
+        assert!(far(&whole, &turned) < 0.05, "{name}: {}", far(&whole, &turned));
+        assert_eq!(before.read(1, 1, 3, true), plain.read(1, 1, 3, true));
+        // Everything nearer to one another by three: only differences of positions count.
+        let keep = KeepPlan::uniform(2, 2, Keep::rows(3..10));
+        let mut ranked = plain.fork().unwrap();
+        ranked.compact(&keep).unwrap();
+        let holes = again(ranked.as_mut(), 10);
+        ranked.rerank().unwrap();
+        assert_eq!(ranked.table().positions(0, 0), [0, 1, 2, 3, 4, 5, 6]);
+        let near = again(ranked.as_mut(), 7);
+        assert!(far(&holes, &near) < 0.05, "{name}: {}", far(&holes, &near));
+        assert!(far(&holes, &again(ranked.as_mut(), 10)) > 0.0, "{name}");
     });
 }
 

@@ -39,7 +39,7 @@ mod tests;
 pub use rank::{Pooling, RankInput, RankScratch, rank};
 pub use schedule::AttendScratch;
 pub use spans::{Span, SpanTable};
-pub use weights::attention_weights;
+pub use weights::{attention_received, attention_weights};
 
 use crate::error::{KernelError, Result};
 use crate::{KvLayer, Pool};

@@ -15,6 +15,7 @@ use super::{AttendInput, CHUNK};
 use crate::Pool;
 use crate::aligned::AlignedBuffer;
 use crate::disjoint::Disjoint;
+use crate::elementwise::softmax;
 
 /// Queries a unit aims at: enough to pay for widening keys and values, few enough that their
 /// scores stay in the second-level cache.
@@ -173,6 +174,86 @@ pub(super) fn score_rows(
             }
         }
     }
+}
+
+/// How received attention is summed; see [`super::attention_received`].
+#[derive(Clone, Copy)]
+pub(super) struct Received {
+    /// Whether the query heads of a key/value head are summed.
+    pub(super) together: bool,
+    /// Whether rows stay apart.
+    pub(super) by_row: bool,
+}
+
+/// Adds the probabilities of `input` (checked by the caller) to `out`, all zero:
+/// `[rows or 1][heads or kv_heads][keys]` by cache row. One thread takes a key/value head, its rows in
+/// order, so the sums do not depend on the threads.
+pub(super) fn receive(
+    pool: &Pool,
+    input: &AttendInput<'_>,
+    scratch: &mut AttendScratch,
+    how: Received,
+    out: &mut [f32],
+) {
+    let (call, keys) = (Call::new(pool, input), input.layer.rows());
+    let kv_heads = input.layer.kv_heads();
+    cut(&call, 1, &mut scratch.units);
+    let threads = pool.threads();
+    if scratch.workers.len() < threads {
+        scratch.workers.resize_with(threads, Mutex::default);
+    }
+    for worker in &mut scratch.workers {
+        let worker = worker.get_mut().unwrap_or_else(PoisonError::into_inner);
+        worker.packed = None;
+    }
+    let (workers, units) = (scratch.workers.as_slice(), scratch.units.as_slice());
+    let next = AtomicUsize::new(0);
+    let lines = if how.together { kv_heads } else { input.heads };
+    let out = Disjoint::new(out);
+    pool.run(threads.min(kv_heads), &|slot| {
+        let mut worker = workers[slot].lock().unwrap_or_else(PoisonError::into_inner);
+        let w = &mut *worker;
+        loop {
+            let head = next.fetch_add(1, Ordering::Relaxed);
+            if head >= kv_heads {
+                break;
+            }
+            // Units lie last rows first.
+            for (i, unit) in units.iter().enumerate().rev().filter(|(_, u)| u.head == head) {
+                let queries = unit.rows * call.group;
+                let mut probabilities = std::mem::take(&mut w.probabilities);
+                probabilities.at_least(queries * keys);
+                probabilities[..queries * keys].fill(f32::NEG_INFINITY);
+                call.pack(w, i, unit);
+                for chunk in unit.chunk..unit.end {
+                    call.score(w, unit, chunk, &mut [Segment::default(); MAX_SHARED]);
+                    for query in 0..queries {
+                        call.complete(w, unit, query, 0, CHUNK);
+                        let scores = &w.s[query * S_STRIDE..][..CHUNK];
+                        for p in w.pieces(query / call.group) {
+                            let to = query * keys + p.row;
+                            probabilities[to..to + p.hi - p.lo]
+                                .copy_from_slice(&scores[p.lo..p.hi]);
+                        }
+                    }
+                }
+                for query in 0..queries {
+                    let line = &mut probabilities[query * keys..(query + 1) * keys];
+                    softmax(pool, line);
+                    let (row, member) = (unit.first + query / call.group, query % call.group);
+                    let row = if how.by_row { row } else { 0 };
+                    let at = if how.together { head } else { head * call.group + member };
+                    // SAFETY: `out` has `keys` places for every such line, and those of a key/value
+                    // head are this thread's.
+                    let sum = unsafe {
+                        std::slice::from_raw_parts_mut(out.at((row * lines + at) * keys), keys)
+                    };
+                    sum.iter_mut().zip(line).for_each(|(sum, p)| *sum += *p);
+                }
+                w.probabilities = probabilities;
+            }
+        }
+    });
 }
 
 /// Cuts a call into units, the costliest (last rows) first; returns the rows of a full unit.

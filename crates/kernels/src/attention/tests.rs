@@ -230,6 +230,55 @@ fn every_mask_agrees_with_the_definition() {
     }
 }
 
+/// Sums of what the reference gives, in the layout of [`attention_received`].
+fn summed(weights: &[f64], rows: usize, heads: usize, together: usize, by_row: bool) -> Vec<f64> {
+    let keys = weights.len() / (rows * heads);
+    let lines = heads / together;
+    let mut out = vec![0.0; if by_row { rows } else { 1 } * lines * keys];
+    for (i, line) in weights.chunks_exact(keys).enumerate() {
+        let (row, head) = (i / heads, i % heads);
+        let at = (if by_row { row } else { 0 } * lines + head / together) * keys;
+        out[at..at + keys].iter_mut().zip(line).for_each(|(sum, p)| *sum += p);
+    }
+    out
+}
+
+#[test]
+fn received_attention_is_the_sum_of_the_probabilities() {
+    for shape in [SHAPES[0], SHAPES[1], SHAPES[4]] {
+        for (rows, keys) in [(1, 40), (3, 513), (40, 700)] {
+            let layer = layer(shape, keys, 31);
+            let q = Noise::new(7).values(rows * shape.heads * shape.dim);
+            for (name, spans) in masks(rows, keys, shape.kv_heads) {
+                let input = input(shape, &layer, &q, &spans);
+                let (_, weights) = reference(&input);
+                for together in [false, true] {
+                    for by_row in [false, true] {
+                        let most = if by_row { 1 } else { rows } * 12;
+                        let heads = if together { shape.heads / shape.kv_heads } else { 1 };
+                        let want = summed(&weights, rows, shape.heads, heads, by_row);
+                        let what = format!("{name}, {rows} rows, {keys} keys, {together} {by_row}");
+                        let mut scratch = AttendScratch::new();
+                        let mut run = |threads| {
+                            let pool = pool(threads, Isa::best());
+                            let mut got = vec![f32::NAN; want.len()];
+                            let sum = &mut scratch;
+                            attention_received(&pool, &input, sum, together, by_row, &mut got)
+                                .unwrap();
+                            got
+                        };
+                        let one = run(1);
+                        let parts: Vec<f32> = one.iter().map(|p| p / most as f32).collect();
+                        let want: Vec<f64> = want.iter().map(|p| p / most as f64).collect();
+                        assert_close(&parts, &want, &what);
+                        assert_bits(&run(3), &one, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn bias_and_soft_cap_agree_with_the_definition() {
     let (shape, rows, keys) = (SHAPES[0], 5, 600);

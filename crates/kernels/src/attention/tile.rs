@@ -100,6 +100,8 @@ pub(super) struct Worker {
     pub(super) s: AlignedBuffer,
     /// Scores by cache row, for rows that disagree.
     pub(super) by_row: AlignedBuffer,
+    /// Probabilities of a unit's queries by cache row, for those who ask to see them.
+    pub(super) probabilities: AlignedBuffer,
     /// Result of the chunk at hand.
     pub(super) o: AlignedBuffer,
     pub(super) state: Vec<State>,
@@ -118,7 +120,7 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn bytes(&self) -> usize {
         let floats = [&self.q, &self.q_row, &self.s, &self.by_row, &self.o, &self.sum, &self.wide];
-        floats.iter().map(|v| v.bytes()).sum()
+        floats.iter().map(|v| v.bytes()).sum::<usize>() + self.probabilities.bytes()
     }
 
     pub(super) fn pieces(&self, row: usize) -> &[Piece] {

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 use tessera_core::pass::{KeyReader, ReadEvidence};
-use tessera_core::{KeyForm, KeySet, KvStore, Row, Sites, Taps, Write};
+use tessera_core::{KeyForm, KeySet, KvStore, Received, Row, Sites, Taps, Write};
 
 use super::ops::{round_half, soft_cap, softmax};
 use super::run::numbers;
@@ -62,7 +62,7 @@ pub(super) fn attend(
     };
 
     let longest = stream.store().table().len();
-    let tapped = taps.attention.contains(&index);
+    let tapped = taps.attention.contains(&index) || taps.received.layers.contains(&index);
     let columns = longest + stream.segment.positions.len();
     let mut shown = vec![0f32; if tapped { rows * spec.heads * columns } else { 0 }];
     let mut outs = Vec::with_capacity(kv_heads);
@@ -96,6 +96,8 @@ pub(super) fn attend(
     }
     if tapped {
         let block = spread(stream, &shown, spec.heads * columns);
+        let sums = received(&block, columns, (spec.heads, kv_heads), taps.received);
+        put(&mut stream.reveal.received, taps.received.layers, index, sums);
         put(&mut stream.reveal.attention, taps.attention, index, block);
     }
     if readable(stream.segment) {
@@ -170,6 +172,24 @@ fn spread(stream: &Stream<'_, '_>, block: &[f32], width: usize) -> Vec<f32> {
         all[row as usize * width..][..width].copy_from_slice(line);
     }
     all
+}
+
+/// Sums a block of attention, `rows x heads x columns`, as `wanted` says.
+fn received(
+    block: &[f32],
+    columns: usize,
+    (heads, kv_heads): (usize, usize),
+    wanted: Received<'_>,
+) -> Vec<f32> {
+    let groups = wanted.heads.groups(heads, kv_heads);
+    let rows = if wanted.by_row { block.len() / (heads * columns) } else { 1 };
+    let mut sums = vec![0f32; rows * groups * columns];
+    for (i, line) in block.chunks_exact(columns).enumerate() {
+        let row = if wanted.by_row { i / heads } else { 0 };
+        let at = (row * groups + i % heads * groups / heads) * columns;
+        sums[at..at + columns].iter_mut().zip(line).for_each(|(sum, p)| *sum += p);
+    }
+    sums
 }
 
 fn put(slots: &mut [Vec<f32>], asked: &[usize], layer: usize, block: Vec<f32>) {

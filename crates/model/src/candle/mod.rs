@@ -202,6 +202,13 @@ impl Backbone for CandleBackbone {
         )))
     }
 
+    fn unrotate(&self, cache: &mut dyn KvStore) -> Result<()> {
+        let Some(store) = cache.as_any_mut().downcast_mut::<CandleStore>() else {
+            return Err(Error::cache("made by another backbone"));
+        };
+        Ok(store.unrotate(|layer| &self.weights.layers[layer].rope)?)
+    }
+
     fn forward(&self, pass: &mut Pass<'_, '_>, reveal: &mut Reveal) -> Result<()> {
         let tapped = !pass.taps.is_empty();
         let (shown, writes) = run::compute(self, pass)?;

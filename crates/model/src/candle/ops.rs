@@ -68,13 +68,27 @@ impl Rope {
         positions: impl ExactSizeIterator<Item = u32>,
         device: &Device,
     ) -> Result<Tensor> {
+        self.turn(x, positions.map(f64::from), device)
+    }
+
+    /// Turns `x` back: what [`Rope::apply`] with the same positions undoes.
+    pub(super) fn undo(&self, x: &Tensor, positions: &[u32], device: &Device) -> Result<Tensor> {
+        self.turn(x, positions.iter().map(|&p| -f64::from(p)), device)
+    }
+
+    fn turn(
+        &self,
+        x: &Tensor,
+        positions: impl ExactSizeIterator<Item = f64>,
+        device: &Device,
+    ) -> Result<Tensor> {
         let (rows, half) = (positions.len(), self.steps.len());
         let mut cos = Vec::with_capacity(rows * half);
         let mut sin = Vec::with_capacity(rows * half);
         for p in positions {
             for step in &self.steps {
                 // In f64: an f32 angle is off by 1e-4 already at position 4,000.
-                let (s, c) = (f64::from(p) * step).sin_cos();
+                let (s, c) = (p * step).sin_cos();
                 cos.push(c as f32);
                 sin.push(s as f32);
             }

@@ -11,7 +11,7 @@ use tessera_core::{
 };
 
 use super::Failure;
-use super::ops::round_half;
+use super::ops::{Rope, round_half};
 
 /// The cache of one sequence on the candle backbone.
 #[derive(Clone)]
@@ -83,6 +83,32 @@ impl CandleStore {
 
     pub(super) fn head(&self, layer: usize, head: usize) -> &Head {
         &self.heads[layer * self.table.kv_heads() + head]
+    }
+
+    /// Turns the keys of a rotated cache back by the rotary encoding of each layer.
+    pub(super) fn unrotate<'a>(&mut self, rope: impl Fn(usize) -> &'a Rope) -> Result<(), Failure> {
+        if self.table.form() == KeyForm::Plain {
+            return Ok(());
+        }
+        let kv_heads = self.table.kv_heads();
+        let mut heads = Vec::with_capacity(self.heads.len());
+        for (at, held) in self.heads.iter().enumerate() {
+            let (layer, head) = (at / kv_heads, at % kv_heads);
+            let Some((k, v)) = held else {
+                heads.push(None);
+                continue;
+            };
+            let positions = self.table.positions(layer, head);
+            let mut turned =
+                rope(layer).undo(&k.unsqueeze(1)?, positions, &self.device)?.squeeze(1)?;
+            if self.half {
+                turned = round_half(&turned)?;
+            }
+            heads.push(Some((turned, v.clone())));
+        }
+        self.heads = heads;
+        self.table.set_form(KeyForm::Plain);
+        Ok(())
     }
 
     /// Works out what `write` makes of the rows a pass computed.

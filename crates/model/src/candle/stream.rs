@@ -70,6 +70,7 @@ impl<'p, 'a> Stream<'p, 'a> {
                 attention: vec![Vec::new(); taps.attention.len()],
                 keys: vec![Vec::new(); taps.keys.len()],
                 queries: vec![Vec::new(); taps.queries.len()],
+                received: vec![Vec::new(); taps.received.layers.len()],
             },
         };
         let table = stream.store().table();

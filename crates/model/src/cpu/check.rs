@@ -64,6 +64,7 @@ impl CpuBackbone {
             }
         };
         let tapped = pass.taps.attention.iter().chain(pass.taps.keys).chain(pass.taps.queries);
+        let tapped = tapped.chain(pass.taps.received.layers);
         let hidden = pass.taps.hidden.iter().filter_map(|s| match s {
             HiddenSite::After(l) => Some(l),
             HiddenSite::Embedding | HiddenSite::Final => None,

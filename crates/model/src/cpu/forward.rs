@@ -18,7 +18,7 @@ use tessera_kernels::{Activations, Target, product};
 
 use super::check::check_read_set;
 use super::last::{narrow, pick};
-use super::reveal::{attention_rows, reveal_layer, spread, tap_hidden};
+use super::reveal::{attention_rows, received, reveal_layer, spread, tap_hidden};
 use super::rows::{Keys, blank, store_of, store_of_mut, write_rows};
 use super::segment::{State, few_rows, remap_bias, span_table};
 use super::store::{CpuStore, kernel};
@@ -328,11 +328,22 @@ impl CpuBackbone {
             };
             attend(pool, &input, &mut s.attend, &mut s.attended[at * qw..(at + n) * qw])
                 .map_err(kernel)?;
+            let shown = (pass.taps.attention.contains(&l), pass.taps.received.layers.contains(&l));
+            if shown == (false, false) {
+                continue;
+            }
+            let held: Vec<usize> =
+                (0..b.spec.kv_heads).map(|h| store.table().positions(l, h).len()).collect();
             if let Some(out) = revealed.get_mut(i)
-                && pass.taps.attention.contains(&l)
+                && shown.1
             {
-                let held: Vec<usize> =
-                    (0..b.spec.kv_heads).map(|h| store.table().positions(l, h).len()).collect();
+                let wanted = pass.taps.received;
+                let sums = received(pool, &input, &mut s.attend, wanted, segment, state, &held)?;
+                reveal_layer(&mut out.received, wanted.layers, l, || sums.clone());
+            }
+            if let Some(out) = revealed.get_mut(i)
+                && shown.0
+            {
                 let weights = attention_rows(pool, &input, segment, state, &held)?;
                 reveal_layer(&mut out.attention, pass.taps.attention, l, || weights.clone());
             }

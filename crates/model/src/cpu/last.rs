@@ -29,6 +29,7 @@ impl CpuBackbone {
             && !taps.hidden.iter().any(seen)
             && !taps.queries.contains(&l)
             && !taps.attention.contains(&l)
+            && !taps.received.layers.contains(&l)
             && pass.segments.iter().zip(own).all(|(segment, own)| {
                 segment.bias.is_empty() && store_of(segment, own).table().form() == KeyForm::Rotated
             })

@@ -1,8 +1,10 @@
 //! Internals shown to those who tap them, in the order in which they asked.
 
-use tessera_core::{HiddenSite, Result, Segment, SegmentReveal, Taps, Write};
+use tessera_core::{HeadSum, HiddenSite, Received, Result, Segment, SegmentReveal, Taps, Write};
 use tessera_kernels::Pool;
-use tessera_kernels::attention::{AttendInput, attention_weights};
+use tessera_kernels::attention::{
+    AttendInput, AttendScratch, attention_received, attention_weights,
+};
 
 use super::forward::Scratch;
 use super::segment::State;
@@ -77,23 +79,60 @@ pub(super) fn attention_rows(
         for h in 0..input.heads {
             let from = &by_row[(i * input.heads + h) * stored..][..stored];
             let to = &mut out[(a as usize * input.heads + h) * columns..][..columns];
-            let cached = held[h * held.len() / input.heads];
-            to[..cached].copy_from_slice(&from[..cached]);
-            for (j, &b) in state.active.iter().enumerate() {
-                let column = state.cached + b as usize;
-                match segment.write {
-                    Write::Rows(w) => {
-                        let row = w[b as usize] as usize;
-                        to[column] = std::mem::take(&mut to[row]);
-                    }
-                    Write::Append | Write::Discard => {
-                        if let Some(&p) = from.get(cached + j) {
-                            to[column] = p;
-                        }
-                    }
-                }
-            }
+            add_columns(from, to, held[h * held.len() / input.heads], segment, state);
         }
     }
     Ok(out)
+}
+
+/// Attention received, in the layout that [`SegmentReveal::received`] promises; `held` as above.
+pub(super) fn received(
+    pool: &Pool,
+    input: &AttendInput<'_>,
+    scratch: &mut AttendScratch,
+    wanted: Received<'_>,
+    segment: &Segment<'_>,
+    state: &State,
+    held: &[usize],
+) -> Result<Vec<f32>> {
+    let (stored, kv_heads) = (input.layer.rows(), held.len());
+    let columns = state.cached + segment.positions.len();
+    let groups = wanted.heads.groups(input.heads, kv_heads);
+    let together = wanted.heads != HeadSum::Query;
+    let lines = if together { kv_heads } else { input.heads };
+    let rows = |all: usize| if wanted.by_row { all } else { 1 };
+    let mut sums = vec![0.0; rows(input.rows) * lines * stored];
+    attention_received(pool, input, scratch, together, wanted.by_row, &mut sums).map_err(kernel)?;
+    let mut out = vec![0.0; rows(segment.positions.len()) * groups * columns];
+    for i in 0..rows(input.rows) {
+        let row = if wanted.by_row { state.active[i] as usize } else { 0 };
+        for line in 0..lines {
+            let from = &sums[(i * lines + line) * stored..][..stored];
+            let to = &mut out[(row * groups + line * groups / lines) * columns..][..columns];
+            add_columns(from, to, held[line * kv_heads / lines], segment, state);
+        }
+    }
+    Ok(out)
+}
+
+/// Adds a line of probabilities by cache row to a line by column.
+fn add_columns(from: &[f32], to: &mut [f32], held: usize, segment: &Segment<'_>, state: &State) {
+    let refreshed = match segment.write {
+        Write::Rows(rows) => rows,
+        Write::Append | Write::Discard => &[],
+    };
+    for (row, (to, from)) in to.iter_mut().zip(&from[..held]).enumerate() {
+        // What a refreshed row receives goes to the column of the row that refreshes it.
+        if refreshed.is_empty()
+            || !state.active.iter().any(|&a| refreshed[a as usize] == row as u32)
+        {
+            *to += from;
+        }
+    }
+    for (j, &b) in state.active.iter().enumerate() {
+        let row = refreshed.get(b as usize).map_or(held + j, |&row| row as usize);
+        if let Some(p) = from.get(row) {
+            to[state.cached + b as usize] += p;
+        }
+    }
 }

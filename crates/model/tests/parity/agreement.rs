@@ -9,8 +9,8 @@ use super::case::{self, Case, InputKind, KeysKind, MaskKind, Prior, Record, Writ
 use super::naive::Naive;
 use tessera_core::pass::{ReadEvidence, RowEvidence};
 use tessera_core::{
-    Backbone, CacheOptions, HiddenSite, Input, Keep, KeepPlan, KeyForm, Layers, Mask, Merge, Pass,
-    Result, Reveal, Row, RowsOut, Segment, Sites, Taps, Write,
+    Backbone, CacheOptions, HeadSum, HiddenSite, Input, Keep, KeepPlan, KeyForm, Layers, Mask,
+    Merge, Pass, Received, Result, Reveal, Row, RowsOut, Segment, Sites, Taps, Write,
 };
 use tessera_model::arch::Blueprint;
 #[cfg(feature = "candle")]
@@ -382,8 +382,13 @@ fn taps_show_the_same_internals() {
             }];
             let mut pass = Pass::new(&mut segments);
             // Out of order and twice: blocks come as asked.
-            pass.taps =
-                Taps { hidden: &sites, attention: &[1, 0, 1], keys: &[1, 0], queries: &[0, 0] };
+            pass.taps = Taps {
+                hidden: &sites,
+                attention: &[1, 0, 1],
+                keys: &[1, 0],
+                queries: &[0, 0],
+                received: Received { layers: &[1, 0], heads: HeadSum::Key, by_row: false },
+            };
             let mut reveal = Reveal::new();
             backbone.forward(&mut pass, &mut reveal).unwrap();
             let shown = &reveal.segments[0];
@@ -391,6 +396,15 @@ fn taps_show_the_same_internals() {
             assert_eq!(shown.attention[0].len(), 4 * 4 * 13);
             for line in shown.attention.iter().flat_map(|b| b.chunks(13)) {
                 assert!((line.iter().sum::<f32>() - 1.0).abs() < 1e-4);
+            }
+            for (received, attention) in shown.received.iter().zip(&shown.attention) {
+                let mut sums = vec![0f32; 2 * 13];
+                for (line, weights) in attention.chunks(13).enumerate() {
+                    let group = &mut sums[line % 4 / 2 * 13..][..13];
+                    group.iter_mut().zip(weights).for_each(|(sum, p)| *sum += p);
+                }
+                assert_eq!(received.len(), sums.len());
+                assert!(sums.iter().zip(received).all(|(a, b)| (a - b).abs() < 1e-5));
             }
             record.reveal("taps", &reveal);
             record

@@ -409,6 +409,7 @@ fn run_all(
             attention: &[0, 1],
             keys: &[1],
             queries: &[1],
+            ..Taps::default()
         };
         pass.sites = match sites {
             Some(sites) => Some(sites),

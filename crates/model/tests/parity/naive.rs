@@ -305,6 +305,7 @@ impl Naive {
             attention: vec![Vec::new(); pass.taps.attention.len()],
             keys: vec![Vec::new(); pass.taps.keys.len()],
             queries: vec![Vec::new(); pass.taps.queries.len()],
+            received: Vec::new(),
         };
         let hidden = |shown: &mut SegmentReveal, walkers: &[Walker], at: HiddenSite| {
             for (slot, _) in pass.taps.hidden.iter().enumerate().filter(|(_, s)| **s == at) {
