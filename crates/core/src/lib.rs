@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod backbone;
 pub mod cache;
+pub mod calibration;
 pub mod dist;
 pub mod draft;
 pub mod entry;
@@ -24,6 +25,7 @@ pub use backbone::{
     Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Pairing, Vocabulary,
 };
 pub use cache::{CacheTable, KeyForm};
+pub use calibration::Calibration;
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
 pub use event::{Control, Event, FinishReason};

@@ -9,6 +9,7 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &draft::cascade::ENTRY,
     &draft::draft_model::ENTRY,
     &draft::dyspec::ENTRY,
+    &reduce::fasa::ENTRY,
     &programs::finequant::ENTRY,
     &accept::keyed::ENTRY,
     &loops::none::ENTRY,
