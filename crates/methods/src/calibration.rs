@@ -11,8 +11,9 @@ use tessera_core::{
     Reveal, RowsOut, Segment, Taps, TokenId, Vocabulary, Write,
 };
 
-/// The text that models are measured on unless another one is given.
-pub const TEXT: &str = include_str!("calibration.txt");
+/// The text that models are measured on: a chapter of prose in the public domain, which
+/// `bench/fidelity` describes.
+pub const TEXT: &str = include_str!("../../../bench/fidelity/prose.txt");
 
 /// Rows of a pass over the text.
 const CHUNK: usize = 256;
