@@ -28,6 +28,29 @@ pub struct ModelSpec {
     pub context: usize,
 }
 
+/// How the pairs of values that rotary encoding turns lie in a head.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Pairing {
+    /// `(0, 1), (2, 3), ...`: how GGUF files of the llama family store q and k.
+    Interleaved,
+    /// `(0, d/2), (1, d/2 + 1), ...`.
+    #[default]
+    Halves,
+}
+
+impl Pairing {
+    /// The two columns of pair `i` in a head of `dim` values.
+    pub fn columns(self, i: usize, dim: usize) -> [usize; 2] {
+        match self {
+            Self::Interleaved => [2 * i, 2 * i + 1],
+            Self::Halves => [i, i + dim / 2],
+        }
+    }
+}
+
 /// What a backbone can do beyond a plain causal pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities {
@@ -176,6 +199,17 @@ pub trait Backbone: Send + Sync {
 
     /// The model's shape.
     fn spec(&self) -> &ModelSpec;
+
+    /// How rotary encoding pairs the values of a head.
+    fn pairing(&self) -> Pairing {
+        Pairing::default()
+    }
+
+    /// The positions that a layer reads back, if it reads through a sliding window.
+    fn window(&self, layer: usize) -> Option<u32> {
+        let _ = layer;
+        None
+    }
 
     /// What passes it takes.
     fn capabilities(&self) -> Capabilities;

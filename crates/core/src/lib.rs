@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod backbone;
 pub mod cache;
+pub mod calibration;
 pub mod dist;
 pub mod draft;
 pub mod entry;
@@ -21,9 +22,10 @@ pub mod visible;
 
 pub use accept::{Accept, Decision, Guess};
 pub use backbone::{
-    Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Vocabulary,
+    Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Pairing, Vocabulary,
 };
 pub use cache::{CacheTable, KeyForm};
+pub use calibration::Calibration;
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
 pub use event::{Control, Event, FinishReason};

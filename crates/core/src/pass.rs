@@ -266,6 +266,98 @@ pub trait KeyReader {
     fn rows(&self, head: usize) -> usize;
     /// Copies the key of (`head`, `row`) as it is stored into `out` (`head_dim` values).
     fn key(&self, head: usize, row: Row, out: &mut [f32]);
+
+    /// Per key head the rows that rank highest, ascending.
+    ///
+    /// This definition reads key after key. A backbone that answers [`Sites::columns`] with a layout
+    /// of its own overrides it, and may round scores differently.
+    ///
+    /// # Errors
+    /// A request that does not fit the keys.
+    fn top(&self, ask: &Top<'_>) -> Result<Vec<Vec<Row>>> {
+        ask.check()?;
+        let (kv_heads, dim) = (ask.columns.len(), ask.head_dim);
+        let group = ask.heads / kv_heads;
+        let mut key = vec![0.0; dim];
+        let mut chosen = Vec::with_capacity(kv_heads);
+        for head in 0..kv_heads {
+            let columns = &ask.columns[head];
+            let width = ask.heads * dim;
+            let queries = ask.queries.chunks_exact(width).flat_map(|row| {
+                row[head * group * dim..(head + 1) * group * dim].chunks_exact(dim)
+            });
+            let mut scored = Vec::new();
+            for row in ask.rows.start..ask.rows.end.min(self.rows(head)) {
+                self.key(head, row as Row, &mut key);
+                let one = |q: &[f32]| -> f32 {
+                    columns.iter().map(|&c| q[c as usize] * key[c as usize]).sum()
+                };
+                let scores = queries.clone().map(one);
+                let score = match ask.pooling {
+                    Pooling::Sum => scores.sum(),
+                    Pooling::Max => scores.fold(f32::NEG_INFINITY, f32::max),
+                };
+                scored.push((score, row as Row));
+            }
+            scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            scored.truncate(ask.count);
+            let mut rows: Vec<Row> = scored.into_iter().map(|(_, row)| row).collect();
+            rows.sort_unstable();
+            chosen.push(rows);
+        }
+        Ok(chosen)
+    }
+}
+
+/// How the queries that share a key head agree on one score of a row.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// The sum of their scores.
+    #[default]
+    Sum,
+    /// The largest of their scores.
+    Max,
+}
+
+/// A request for the rows whose keys have the largest products with some queries, taken over a few
+/// columns of the keys.
+#[derive(Debug, Clone)]
+pub struct Top<'a> {
+    /// Queries, `rows x heads x head_dim`.
+    pub queries: &'a [f32],
+    /// Query heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// The columns that count, one list per key head, as [`Sites::columns`] gave them.
+    pub columns: &'a [Vec<u16>],
+    /// How the queries of a key head agree.
+    pub pooling: Pooling,
+    /// The rows that compete, in every head as far as it has them.
+    pub rows: std::ops::Range<usize>,
+    /// Rows wanted of each key head; of equal ones the older.
+    pub count: usize,
+}
+
+impl Top<'_> {
+    /// Checks that the sizes fit one another.
+    ///
+    /// # Errors
+    /// [`crate::Error::Plan`] naming what does not.
+    pub fn check(&self) -> Result<()> {
+        let fail = |what: String| Err(crate::Error::Plan { what });
+        let kv_heads = self.columns.len();
+        if kv_heads == 0 || !self.heads.is_multiple_of(kv_heads) {
+            return fail(format!("columns for {kv_heads} key heads of {} heads", self.heads));
+        }
+        if self.head_dim == 0 || !self.queries.len().is_multiple_of(self.heads * self.head_dim) {
+            return fail(format!("{} query values to rank by", self.queries.len()));
+        }
+        match self.columns.iter().flatten().find(|&&c| usize::from(c) >= self.head_dim) {
+            Some(c) => fail(format!("column {c} of keys of {} values", self.head_dim)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What a layer knows when it asks a policy which cached rows to read.
@@ -278,6 +370,8 @@ pub struct ReadEvidence<'a> {
     pub queries: &'a [f32],
     /// Positions of the segment's rows.
     pub positions: &'a [Position],
+    /// Cached rows of the longest key head, before the pass.
+    pub cached: usize,
     /// The layer's keys.
     pub keys: &'a dyn KeyReader,
 }
@@ -306,9 +400,17 @@ pub trait Sites {
         let _ = layer;
         false
     }
+    /// The columns of the keys by which [`Sites::read`] will rank rows ([`KeyReader::top`]) of a
+    /// segment at this layer, one list per key head; `None` where it will not. A backbone may lay its
+    /// keys out for it, which takes a copy the first time.
+    fn columns(&self, segment: usize, layer: usize) -> Option<&[Vec<u16>]> {
+        let _ = (segment, layer);
+        None
+    }
     /// The cached rows to read at this layer, per key head (each sorted and unique), or `None` for
     /// all; of them, those that [`Segment::keys`] allows are read. Rows of the running pass stay
-    /// visible as the mask says.
+    /// visible as the mask says. Lists that name every row are the same as `None`, bit for bit; others
+    /// are attended to as if the rest were masked, to rounding.
     ///
     /// # Errors
     /// Whatever the policy finds wrong; the pass stops with it.

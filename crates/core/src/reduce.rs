@@ -7,9 +7,11 @@
 //! a policy, and nothing has to be undone.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use crate::backbone::Vocabulary;
 use crate::cache::CacheTable;
+use crate::calibration::Calibration;
 use crate::dist::Key;
 use crate::draft::Lent;
 use crate::pass::{HeadSum, Sites};
@@ -102,6 +104,16 @@ impl CommittedStep<'_> {
 pub trait Reduce: Send + Debug {
     /// An independent copy, for another text that continues the same prompt.
     fn fork(&self) -> Box<dyn Reduce>;
+
+    /// Hears what was measured of the model, before anything else, if the method's entry asks for it
+    /// ([`crate::entry::Needs::calibration`]).
+    ///
+    /// # Errors
+    /// Settings that the model's shape does not allow.
+    fn calibrate(&mut self, calibration: &Arc<Calibration>) -> Result<()> {
+        let _ = calibration;
+        Ok(())
+    }
 
     /// Rows of a pass over the prompt, for a policy that acts inside those passes; `None` leaves it
     /// to the request.

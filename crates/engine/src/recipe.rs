@@ -1,10 +1,12 @@
 //! Which methods take part in a run, and whether they fit together.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use tessera_core::entry::{
     Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Place, Role, Settings, Site, find,
 };
-use tessera_core::{Error, Result};
+use tessera_core::{Calibration, Error, Result};
 
 use crate::pace::CostCurve;
 
@@ -22,6 +24,7 @@ pub struct Member {
 pub struct Recipe {
     members: Vec<Member>,
     curve: Option<CostCurve>,
+    calibration: Option<Arc<Calibration>>,
 }
 
 /// The slug of the plain run.
@@ -58,7 +61,7 @@ impl Recipe {
             members.push(Member { entry, settings: entry.resolve(&call.settings)? });
         }
         members.retain(|m| m.entry.slug != PLAIN);
-        Ok(Self { members, curve: None })
+        Ok(Self { members, curve: None, calibration: None })
     }
 
     /// The methods, in the order they were asked for; none for the plain run.
@@ -94,6 +97,18 @@ impl Recipe {
         self.curve.as_ref()
     }
 
+    /// The recipe with measurements of the model it is for, which some members need.
+    #[must_use]
+    pub fn with_calibration(mut self, calibration: Arc<Calibration>) -> Self {
+        self.calibration = Some(calibration);
+        self
+    }
+
+    /// Whether a member needs measurements of the model that the recipe does not have.
+    pub fn lacks_calibration(&self) -> bool {
+        self.calibration.is_none() && self.members.iter().any(|m| m.entry.needs.calibration)
+    }
+
     /// Whether this is the plain run.
     pub fn is_plain(&self) -> bool {
         self.members.is_empty()
@@ -110,7 +125,8 @@ impl Recipe {
     /// [`Error::Method`] naming every gap of the first method that has one.
     pub fn fits(&self, offer: &Offer) -> Result<()> {
         for member in &self.members {
-            let missing = member.entry.needs.missing_from(offer);
+            let calibration = offer.calibration || self.calibration.is_some();
+            let missing = member.entry.needs.missing_from(&Offer { calibration, ..*offer });
             if !missing.is_empty() {
                 return Err(Error::Method {
                     method: member.entry.slug.to_owned(),
@@ -126,7 +142,14 @@ impl Recipe {
     /// # Errors
     /// As the members' own `build`.
     pub fn build(&self) -> Result<Vec<Method>> {
-        self.members.iter().map(|m| (m.entry.build)(&m.settings)).collect()
+        let one = |m: &Member| {
+            let mut method = (m.entry.build)(&m.settings)?;
+            if let (Method::Reduce(policy), Some(calibration)) = (&mut method, &self.calibration) {
+                policy.calibrate(calibration)?;
+            }
+            Ok(method)
+        };
+        self.members.iter().map(one).collect()
     }
 
     /// The recipe as a request writes it: `[{"id": ..., settings...}]`.

@@ -235,6 +235,10 @@ impl Sites for Seats<'_> {
         self.seats.iter().flatten().any(|s| s.keeps(layer))
     }
 
+    fn columns(&self, segment: usize, layer: usize) -> Option<&[Vec<u16>]> {
+        self.seats.get(segment)?.as_deref()?.columns(0, layer)
+    }
+
     fn read(&mut self, evidence: &ReadEvidence<'_>) -> Result<Option<Vec<Vec<Row>>>> {
         match self.seats.get_mut(evidence.segment) {
             Some(Some(site)) if site.reads(evidence.layer) => {

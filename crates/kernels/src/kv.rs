@@ -7,9 +7,16 @@
 //! it is written, before anything reads it: what a pass attends to in its own rows is what later
 //! passes will find.
 //!
+//! Reading one key of that layout touches the 16 keys of its block, so a layer whose rows are read
+//! a few at a time is *indexed* instead ([`KvLayer::index`]): keys lie row by row, like values, and
+//! the columns that rows are ranked by lie beside them, transposed, `[head][block][column][16]`.
+//! A reader of whole blocks turns such keys as it goes; what it computes is the same, bit for bit.
+//!
 //! Rows are storage, not positions: which row holds which position is the caller's table. Heads
 //! may differ in their number of rows.
 #![allow(unsafe_code)]
+
+mod index;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -70,6 +77,10 @@ struct Head {
     rows: usize,
     keys: HalfBuffer,
     values: HalfBuffer,
+    /// The values of a key that rows are ranked by; empty unless the layer is indexed.
+    columns: Vec<u16>,
+    /// Their copy, `[block][column][16]`.
+    index: HalfBuffer,
 }
 
 /// Keys and values of one layer; see the module's page for the layout.
@@ -78,6 +89,8 @@ pub struct KvLayer {
     dim: usize,
     stride: usize,
     heads: Vec<Head>,
+    /// Whether keys lie row by row: the layer is indexed.
+    by_row: bool,
     /// One row in half precision, before it is scattered over its key block.
     row: Vec<f16>,
 }
@@ -106,6 +119,7 @@ impl KvLayer {
             dim,
             stride: dim.next_multiple_of(16),
             heads: vec![Head::default(); kv_heads],
+            by_row: false,
             row: vec![f16::ZERO; dim],
         })
     }
@@ -132,16 +146,28 @@ impl KvLayer {
 
     /// Rows that every head can hold without another allocation.
     pub fn capacity(&self) -> usize {
-        let room = |h: &Head| {
-            let keys = h.keys.as_slice().len() / (self.dim * KEY_BLOCK) * KEY_BLOCK;
-            keys.min(h.values.as_slice().len() / self.stride)
-        };
-        self.heads.iter().map(room).min().unwrap_or(0)
+        (0..self.heads.len()).map(|head| self.room(head)).min().unwrap_or(0)
     }
 
-    /// Bytes allocated for keys and values.
+    /// Rows that a head can hold without another allocation.
+    fn room(&self, head: usize) -> usize {
+        let h = &self.heads[head];
+        let keys = h.keys.as_slice().len() / (self.key_width() * KEY_BLOCK) * KEY_BLOCK;
+        let room = keys.min(h.values.as_slice().len() / self.stride);
+        match h.columns.len() {
+            0 => room,
+            n => room.min(h.index.as_slice().len() / (n * KEY_BLOCK) * KEY_BLOCK),
+        }
+    }
+
+    /// Values that a key takes up.
+    fn key_width(&self) -> usize {
+        if self.by_row { self.stride } else { self.dim }
+    }
+
+    /// Bytes allocated for keys, values and the index.
     pub fn bytes(&self) -> usize {
-        self.heads.iter().map(|h| h.keys.bytes() + h.values.bytes()).sum()
+        self.heads.iter().map(|h| h.keys.bytes() + h.values.bytes() + h.index.bytes()).sum()
     }
 
     /// Makes room for `rows` rows in every head, exactly (rounded up to a key block).
@@ -156,10 +182,12 @@ impl KvLayer {
         const TOO_LONG: KernelError = KernelError::Overflow("key/value rows");
         let blocks = rows.div_ceil(KEY_BLOCK);
         let padded = blocks.checked_mul(KEY_BLOCK).ok_or(TOO_LONG)?;
-        let keys = padded.checked_mul(self.dim).ok_or(TOO_LONG)?;
+        let keys = padded.checked_mul(self.key_width()).ok_or(TOO_LONG)?;
         let values = padded.checked_mul(self.stride).ok_or(TOO_LONG)?;
         let head = &mut self.heads[head];
+        let index = padded.checked_mul(head.columns.len()).ok_or(TOO_LONG)?;
         head.keys.grow(keys)?;
+        head.index.grow(index)?;
         head.values.grow(values)
     }
 
@@ -169,8 +197,7 @@ impl KvLayer {
         if row < h.rows {
             return Ok(());
         }
-        let room = (h.keys.as_slice().len() / (self.dim * KEY_BLOCK) * KEY_BLOCK)
-            .min(h.values.as_slice().len() / self.stride);
+        let room = self.room(head);
         if row >= room {
             let rows = row.checked_add(1).ok_or(KernelError::Overflow("key/value rows"))?;
             self.reserve_head(head, rows.max(room + room / 2).max(64))?;
@@ -216,13 +243,14 @@ impl KvLayer {
 
     fn put(&mut self, head: usize, row: usize, k: &[f32], v: &[f32]) -> Result<()> {
         self.ensure(head, row)?;
+        let (at, step) = self.key_at(row);
         let h = &mut self.heads[head];
         round(k, &mut self.row);
-        let at = (row / KEY_BLOCK * self.dim) * KEY_BLOCK + row % KEY_BLOCK;
-        let lanes = h.keys.as_mut_slice()[at..].iter_mut().step_by(KEY_BLOCK);
+        let lanes = h.keys.as_mut_slice()[at..].iter_mut().step_by(step);
         for (to, from) in lanes.zip(&self.row) {
             *to = from.to_bits();
         }
+        h.index_row(row, &self.row);
         round(v, &mut self.row);
         let at = row * self.stride;
         for (to, from) in h.values.as_mut_slice()[at..].iter_mut().zip(&self.row) {
@@ -235,12 +263,13 @@ impl KvLayer {
     pub fn copy_row(&mut self, head: usize, from: usize, to: usize) -> Result<()> {
         self.existing(head, from)?;
         self.ensure(head, to)?;
-        let at = |row: usize| (row / KEY_BLOCK * self.dim) * KEY_BLOCK + row % KEY_BLOCK;
+        let ((key, step), (new, _)) = (self.key_at(from), self.key_at(to));
         let h = &mut self.heads[head];
         let keys = h.keys.as_mut_slice();
         for d in 0..self.dim {
-            keys[at(to) + d * KEY_BLOCK] = keys[at(from) + d * KEY_BLOCK];
+            keys[new + d * step] = keys[key + d * step];
         }
+        h.copy_index(from, to);
         let start = from * self.stride;
         h.values.as_mut_slice().copy_within(start..start + self.stride, to * self.stride);
         Ok(())
@@ -252,8 +281,8 @@ impl KvLayer {
         expect("key to read", self.dim, k.len())?;
         expect("value to read", self.dim, v.len())?;
         let h = &self.heads[head];
-        let at = (row / KEY_BLOCK * self.dim) * KEY_BLOCK + row % KEY_BLOCK;
-        let lanes = h.keys.as_slice()[at..].iter().step_by(KEY_BLOCK);
+        let (at, step) = self.key_at(row);
+        let lanes = h.keys.as_slice()[at..].iter().step_by(step);
         for (to, from) in k.iter_mut().zip(lanes) {
             *to = crate::lanes::widen(*from);
         }
@@ -280,12 +309,19 @@ impl KvLayer {
     /// Forgets the rows from `rows` on in every head and gives back all memory that the rows
     /// left do not need.
     pub fn shrink_to(&mut self, rows: usize) {
+        let width = self.key_width();
         for h in &mut self.heads {
             h.rows = h.rows.min(rows);
             let padded = h.rows.next_multiple_of(KEY_BLOCK);
-            h.keys.shrink(padded * self.dim);
+            h.keys.shrink(padded * width);
+            h.index.shrink(padded * h.columns.len());
             h.values.shrink(padded * self.stride);
         }
+    }
+
+    /// Where a key's first value is, and how far apart its values are.
+    fn key_at(&self, row: usize) -> (usize, usize) {
+        if self.by_row { (row * self.stride, 1) } else { (lane_at(row, self.dim), KEY_BLOCK) }
     }
 
     /// Start of a head's keys, for the attention kernels.
@@ -319,6 +355,11 @@ impl KvLayer {
             Err(KernelError::Mismatch("no such key/value row"))
         }
     }
+}
+
+/// Where row `row` of blocks of `width` columns begins.
+fn lane_at(row: usize, width: usize) -> usize {
+    row / KEY_BLOCK * width * KEY_BLOCK + row % KEY_BLOCK
 }
 
 fn expect(what: &'static str, expected: usize, got: usize) -> Result<()> {

@@ -51,6 +51,10 @@ pub(crate) trait Lanes: Copy {
     fn max(self, b: Self) -> Self;
     /// `a < b ? yes : no` in each lane; a NaN in either gives `no`.
     fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self;
+    /// Bit i is set where `a < b` in lane i; a NaN in either gives 0.
+    fn mask_lt(a: Self, b: Self) -> u32;
+    /// Lane i of value j becomes lane j of value i.
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES];
     /// Exchanges lanes 0 and 1, 2 and 3, and so on.
     fn swap_pairs(self) -> Self;
     /// For lanes holding `n + 1.5 * 2^23` (n an integer in -126..=127): `2^n`. A NaN gives 1.
@@ -178,6 +182,14 @@ impl Lanes for Portable {
         Portable(std::array::from_fn(|i| if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }))
     }
     #[inline(always)]
+    fn mask_lt(a: Self, b: Self) -> u32 {
+        (0..LANES).map(|i| u32::from(a.0[i] < b.0[i]) << i).sum()
+    }
+    #[inline(always)]
+    fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+        std::array::from_fn(|i| Portable(std::array::from_fn(|j| rows[j].0[i])))
+    }
+    #[inline(always)]
     fn swap_pairs(self) -> Self {
         Portable(std::array::from_fn(|i| self.0[i ^ 1]))
     }
@@ -302,6 +314,43 @@ mod x86 {
             }
         }
         #[inline(always)]
+        fn mask_lt(a: Self, b: Self) -> u32 {
+            // SAFETY: values exist only where the features do.
+            u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0) })
+        }
+        #[inline(always)]
+        fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+            let mut quads = rows;
+            let mut out = rows;
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                // Value 4 g + j: column j of each quarter, of rows 4 g .. 4 g + 3.
+                for g in (0..LANES).step_by(4) {
+                    let a = _mm512_unpacklo_ps(rows[g].0, rows[g + 1].0);
+                    let b = _mm512_unpackhi_ps(rows[g].0, rows[g + 1].0);
+                    let c = _mm512_unpacklo_ps(rows[g + 2].0, rows[g + 3].0);
+                    let d = _mm512_unpackhi_ps(rows[g + 2].0, rows[g + 3].0);
+                    quads[g] = Avx512(low_pairs(a, c));
+                    quads[g + 1] = Avx512(high_pairs(a, c));
+                    quads[g + 2] = Avx512(low_pairs(b, d));
+                    quads[g + 3] = Avx512(high_pairs(b, d));
+                }
+                for j in 0..4 {
+                    let (a, b) = (quads[j].0, quads[4 + j].0);
+                    let (c, d) = (quads[8 + j].0, quads[12 + j].0);
+                    let even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                    let odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                    let even_high = _mm512_shuffle_f32x4::<0x88>(c, d);
+                    let odd_high = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                    out[j] = Avx512(_mm512_shuffle_f32x4::<0x88>(even, even_high));
+                    out[4 + j] = Avx512(_mm512_shuffle_f32x4::<0x88>(odd, odd_high));
+                    out[8 + j] = Avx512(_mm512_shuffle_f32x4::<0xdd>(even, even_high));
+                    out[12 + j] = Avx512(_mm512_shuffle_f32x4::<0xdd>(odd, odd_high));
+                }
+            }
+            out
+        }
+        #[inline(always)]
         fn swap_pairs(self) -> Self {
             // SAFETY: values exist only where the features do.
             Avx512(unsafe { _mm512_permute_ps::<0b10_11_00_01>(self.0) })
@@ -337,6 +386,42 @@ mod x86 {
         fn reduce_max(self) -> f32 {
             self.halves().reduce_max()
         }
+    }
+
+    #[inline(always)]
+    unsafe fn low_pairs(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller promises the features.
+        unsafe { _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn high_pairs(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller promises the features.
+        unsafe { _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))) }
+    }
+
+    /// [`Lanes::transpose`] of eight by eight.
+    #[inline(always)]
+    unsafe fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
+        let (mut quads, mut out) = (rows, rows);
+        // SAFETY: the caller promises the features.
+        unsafe {
+            for g in [0, 4] {
+                let a = _mm256_unpacklo_ps(rows[g], rows[g + 1]);
+                let b = _mm256_unpackhi_ps(rows[g], rows[g + 1]);
+                let c = _mm256_unpacklo_ps(rows[g + 2], rows[g + 3]);
+                let d = _mm256_unpackhi_ps(rows[g + 2], rows[g + 3]);
+                quads[g] = _mm256_shuffle_ps::<0x44>(a, c);
+                quads[g + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                quads[g + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                quads[g + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+            }
+            for j in 0..4 {
+                out[j] = _mm256_permute2f128_ps::<0x20>(quads[j], quads[4 + j]);
+                out[4 + j] = _mm256_permute2f128_ps::<0x31>(quads[j], quads[4 + j]);
+            }
+        }
+        out
     }
 
     impl Avx512 {
@@ -449,6 +534,43 @@ mod x86 {
                 let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1);
                 Avx2(_mm256_blendv_ps(no.0, yes.0, low), _mm256_blendv_ps(no.1, yes.1, high))
             }
+        }
+        #[inline(always)]
+        fn mask_lt(a: Self, b: Self) -> u32 {
+            // SAFETY: values exist only where the features do.
+            unsafe {
+                let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0));
+                let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1));
+                low as u32 | (high as u32) << 8
+            }
+        }
+        #[inline(always)]
+        fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
+            let mut out = rows;
+            let mut quarter = [rows[0].0; 8];
+            for half in [0, 8] {
+                // SAFETY: values exist only where the features do.
+                unsafe {
+                    for i in 0..8 {
+                        quarter[i] = rows[half + i].0;
+                    }
+                    let low = transpose8(quarter);
+                    for i in 0..8 {
+                        quarter[i] = rows[half + i].1;
+                    }
+                    let high = transpose8(quarter);
+                    for i in 0..8 {
+                        if half == 0 {
+                            out[i].0 = low[i];
+                            out[8 + i].0 = high[i];
+                        } else {
+                            out[i].1 = low[i];
+                            out[8 + i].1 = high[i];
+                        }
+                    }
+                }
+            }
+            out
         }
         #[inline(always)]
         fn swap_pairs(self) -> Self {

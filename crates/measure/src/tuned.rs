@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tessera_core::entry::MethodCall;
-use tessera_runtime::{CostCurve, METHODS, Recipe};
+use tessera_runtime::{CostCurve, METHODS, Recipe, plain_name};
 
 use crate::machine::Machine;
 
@@ -84,28 +84,18 @@ pub enum TunedError {
     NoHome,
 }
 
-/// Where results are kept: `$TESSERA_DATA`, else `$TESSERA_HOME`, else `$XDG_DATA_HOME/tessera`,
-/// else `~/.local/share/tessera`.
+/// Where results are kept: [`tessera_runtime::data_dir`].
 ///
 /// # Errors
 /// [`TunedError::NoHome`].
 pub fn data_dir(get: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, TunedError> {
-    let path = |name: &str| get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    path("TESSERA_DATA")
-        .or_else(|| path("TESSERA_HOME"))
-        .or_else(|| path("XDG_DATA_HOME").map(|d| d.join("tessera")))
-        .or_else(|| path("HOME").map(|h| h.join(".local/share/tessera")))
-        .ok_or(TunedError::NoHome)
+    tessera_runtime::data_dir(get).ok_or(TunedError::NoHome)
 }
 
 /// The file for a model of `bytes` bytes called `name`, on `machine` with `threads` threads.
 fn file(dir: &Path, name: &str, bytes: u64, machine: &Machine, threads: usize) -> PathBuf {
-    let plain = |text: &str| -> String {
-        let keep = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
-        text.to_lowercase().chars().map(keep).collect()
-    };
-    let cpu = plain(&machine.cpu);
-    dir.join("tuned").join(format!("{}-{bytes}-{cpu}-t{threads}.json", plain(name)))
+    let cpu = plain_name(&machine.cpu);
+    dir.join("tuned").join(format!("{}-{bytes}-{cpu}-t{threads}.json", plain_name(name)))
 }
 
 impl Tuned {
@@ -231,19 +221,5 @@ mod tests {
             let text = Tuned::load(dir, NAME, &model, 2).unwrap_err().to_string();
             assert!(text.contains("tessera tune"), "{text}");
         }
-    }
-
-    #[test]
-    fn results_go_where_the_environment_says() {
-        let dir = |pairs: &'static [(&str, &str)]| {
-            data_dir(move |name| {
-                pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v))
-            })
-        };
-        assert_eq!(dir(&[("TESSERA_DATA", "/a"), ("HOME", "/h")]).unwrap(), Path::new("/a"));
-        assert_eq!(dir(&[("TESSERA_HOME", "/t"), ("HOME", "/h")]).unwrap(), Path::new("/t"));
-        assert_eq!(dir(&[("XDG_DATA_HOME", "/x")]).unwrap(), Path::new("/x/tessera"));
-        assert_eq!(dir(&[("HOME", "/h")]).unwrap(), Path::new("/h/.local/share/tessera"));
-        assert!(dir(&[("HOME", "")]).is_err());
     }
 }

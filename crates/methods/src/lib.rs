@@ -5,6 +5,7 @@
 //! are generated from.
 
 pub mod accept;
+pub mod calibration;
 pub mod draft;
 pub mod loops;
 pub mod observation;

@@ -10,6 +10,7 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &reduce::dapq::ENTRY,
     &draft::draft_model::ENTRY,
     &draft::dyspec::ENTRY,
+    &reduce::fasa::ENTRY,
     &programs::finequant::ENTRY,
     &accept::keyed::ENTRY,
     &loops::none::ENTRY,

@@ -14,12 +14,14 @@
 //! ```
 
 mod backend;
+mod calibration;
 mod companion;
 mod error;
 mod prompt;
 mod session;
 
 pub use backend::Backend;
+pub use calibration::{data_dir, plain_name};
 pub use error::Error;
 pub use prompt::Prompt;
 pub use session::{Info, Options, Session};

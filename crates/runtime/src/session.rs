@@ -1,12 +1,14 @@
 //! A loaded model, ready to answer requests.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use serde::Serialize;
 use tessera_core::entry::{Needs, Offer};
-use tessera_core::{Backbone, Control, Event, Vocabulary};
+use tessera_core::{Backbone, Calibration, Control, Event, Vocabulary};
 use tessera_engine::{Model, Outcome, Request, Sequence, generate, generate_in};
 use tessera_model::arch::Blueprint;
 use tessera_model::chat::ChatTemplate;
@@ -73,6 +75,7 @@ pub struct Session {
     blueprint: Blueprint,
     info: Info,
     draft: Option<Companion>,
+    pub(crate) calibration: OnceLock<Arc<Calibration>>,
 }
 
 /// Finds a model, fetching it if need be, in silence.
@@ -153,7 +156,8 @@ impl Session {
             chat: template.is_some(),
             draft_model: draft.as_ref().map(|d| d.name.clone()),
         };
-        Ok(Self { backbone, tokenizer, template, blueprint, info, draft })
+        let calibration = OnceLock::new();
+        Ok(Self { backbone, tokenizer, template, blueprint, info, draft, calibration })
     }
 
     /// Facts about the model.
@@ -186,6 +190,7 @@ impl Session {
         Needs {
             capabilities: self.backbone.capabilities(),
             draft_model: self.draft.is_some(),
+            calibration: true,
             ..Needs::NONE
         }
     }
@@ -227,6 +232,7 @@ impl Session {
         cancel: &AtomicBool,
     ) -> Result<Outcome> {
         request.recipe.fits(&self.offer())?;
+        let request = &*self.completed(request)?;
         Ok(generate(self.model(), request, listener, cancel)?)
     }
 
@@ -244,7 +250,17 @@ impl Session {
         cancel: &AtomicBool,
     ) -> Result<Outcome> {
         request.recipe.fits(&self.offer())?;
+        let request = &*self.completed(request)?;
         Ok(generate_in(self.model(), sequence, request, listener, cancel)?)
+    }
+
+    /// The request with a recipe that knows all it needs ([`Session::prepared`]).
+    fn completed<'a>(&self, request: &'a Request) -> Result<Cow<'a, Request>> {
+        if !request.recipe.lacks_calibration() {
+            return Ok(Cow::Borrowed(request));
+        }
+        let recipe = self.prepared(&request.recipe)?;
+        Ok(Cow::Owned(Request { recipe, ..request.clone() }))
     }
 
     /// Bytes of keys and values that one token reads after `context` others, in the 16-bit form

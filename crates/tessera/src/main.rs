@@ -76,6 +76,8 @@ enum Command {
     Report(commands::report::Arguments),
     /// Find the fastest recipe here that keeps a promise, and keep it for `run` and `chat`.
     Tune(commands::tune::Arguments),
+    /// Measure a model once for the methods that need it.
+    Calibrate(commands::calibrate::Arguments),
     /// Measure a model's speed on this machine.
     Bench(commands::bench::Arguments),
     /// Store a model's weights in fewer bits.
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => commands::verify::run(globals, arguments),
         Command::Report(arguments) => commands::report::run(globals, arguments),
         Command::Tune(arguments) => commands::tune::run(globals, arguments),
+        Command::Calibrate(arguments) => commands::calibrate::run(globals, arguments),
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),

@@ -13,6 +13,8 @@ use crate::lanes::{LANES, Lanes, entry};
 pub(super) trait Source: Copy {
     /// Whether it streams from the outer cache levels, so that asking ahead pays.
     const FAR: bool;
+    /// Whether its rows are strewn over the cache, so that asking by number pays.
+    const STREWN: bool = false;
     /// Sixteen consecutive values.
     unsafe fn load<L: Lanes>(p: *const Self) -> L;
 }
@@ -34,6 +36,24 @@ impl Source for f32 {
         unsafe { L::load(p) }
     }
 }
+
+/// A half-precision value of a row that does not follow the one before it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Strewn(u16);
+
+impl Source for Strewn {
+    const FAR: bool = false;
+    const STREWN: bool = true;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const Strewn) -> L {
+        // SAFETY: the caller's promise is the one `load_f16` asks for; the layouts are equal.
+        unsafe { L::load_f16(p.cast()) }
+    }
+}
+
+/// Strewn rows to ask for ahead of their use.
+const ROWS_AHEAD: usize = 32;
 
 /// Half-precision values to ask for ahead of a stream.
 const AHEAD: usize = 1024;
@@ -234,6 +254,12 @@ unsafe fn weighted_tile<L: Lanes, S: Source, const R: usize, const W: usize>(
         }
         for i in 0..job.n {
             let row = job.v.add(*job.rows.add(i) as usize * job.v_stride + at);
+            if S::STREWN && i + ROWS_AHEAD < job.n {
+                let next = *job.rows.add(i + ROWS_AHEAD) as usize * job.v_stride + at;
+                for line in (0..W).step_by(2) {
+                    L::prefetch(job.v.wrapping_add(next + line * LANES).cast());
+                }
+            }
             let mut values = [L::splat(0.0); W];
             for (w, value) in values.iter_mut().enumerate() {
                 if S::FAR && w % 2 == 0 {
@@ -355,6 +381,62 @@ unsafe fn widen<L: Lanes>(from: *const u16, to: *mut f32, n: usize) {
     }
 }
 
+/// Turns rows into key blocks: the values of the `16 n` rows that `ids` numbers, `stride` apart
+/// and a multiple of 16, become `[block][dim][16]`. A block takes `16 dim` values and is written
+/// up to `16 stride`: what is beyond belongs to the next block, or to nobody.
+#[inline(always)]
+unsafe fn turn<L: Lanes>(
+    rows: *const u16,
+    ids: *const u32,
+    n: usize,
+    stride: usize,
+    dim: usize,
+    out: *mut f32,
+) {
+    // SAFETY: the caller promises `16 n` row numbers, `stride` values in each of these rows, and
+    // room for `n - 1` blocks of `16 dim` values and one of `16 stride`.
+    unsafe {
+        for block in 0..n {
+            let ids = ids.add(block * LANES);
+            let out = out.add(block * dim * LANES);
+            for at in (0..stride).step_by(LANES) {
+                let mut tile = [L::splat(0.0); LANES];
+                for (i, row) in tile.iter_mut().enumerate() {
+                    *row = L::load_f16(rows.add(*ids.add(i) as usize * stride + at));
+                }
+                for (d, column) in L::transpose(tile).into_iter().enumerate() {
+                    column.store(out.add((at + d) * LANES));
+                }
+            }
+        }
+    }
+}
+
+/// Asks for the rows that `ids` numbers, `n` of them, `stride` values apart.
+#[inline(always)]
+unsafe fn ask<L: Lanes>(rows: *const u16, ids: *const u32, n: usize, stride: usize) {
+    for i in 0..n {
+        // SAFETY: the caller promises `n` row numbers; asking for an address never faults.
+        let row = rows.wrapping_add(unsafe { *ids.add(i) } as usize * stride);
+        for line in (0..stride).step_by(32) {
+            L::prefetch(row.wrapping_add(line).cast());
+        }
+    }
+}
+
+/// Sixteen weights summed as [`soften`] sums a row of lanes.
+#[inline(always)]
+unsafe fn add_lanes<L: Lanes>(lanes: &[f32; LANES]) -> f32 {
+    // SAFETY: the array holds sixteen values.
+    unsafe { L::load(lanes.as_ptr()).reduce_add() }
+}
+
+#[inline(always)]
+unsafe fn weighted_strewn<L: Lanes>(job: &Weighted<Strewn>) {
+    // SAFETY: same contract.
+    unsafe { weighted::<L, Strewn>(job) }
+}
+
 #[inline(always)]
 unsafe fn scores_f16<L: Lanes>(job: &Scores<u16>) {
     // SAFETY: same contract.
@@ -388,3 +470,7 @@ entry!(pub(super) fn run_cap(s: *mut f32, n: usize, cap: f32) = cap_scores);
 entry!(pub(super) fn run_fold(big: &mut (f32, f32), big_o: *mut f32, small: (f32, f32), small_o: *const f32, n: usize) = fold);
 entry!(pub(super) fn run_finish(o: *const f32, l: f32, out: *mut f32, n: usize) = finish);
 entry!(pub(super) fn run_widen(from: *const u16, to: *mut f32, n: usize) = widen);
+entry!(pub(super) fn run_turn(rows: *const u16, ids: *const u32, n: usize, stride: usize, dim: usize, out: *mut f32) = turn);
+entry!(pub(super) fn run_ask(rows: *const u16, ids: *const u32, n: usize, stride: usize) = ask);
+entry!(pub(super) fn run_add_lanes(lanes: &[f32; LANES]) -> f32 = add_lanes);
+entry!(pub(super) fn run_weighted_strewn(job: &Weighted<Strewn>) = weighted_strewn);

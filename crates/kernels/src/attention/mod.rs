@@ -12,19 +12,31 @@
 //! left to right by the usual rescaling; empty ones are skipped; the result is `o / l`, or zero
 //! where a query sees nothing. A score is one chain of fused multiply-adds over the dimension.
 //!
+//! Where fewer than half of the slots between a chunk's first and last visible key are visible
+//! (a sparse read set), the keys are computed side by side, gathered by number, and each weight is
+//! then added to the lane that its slot names: the time is that of the visible keys, the bits are
+//! those of the full chunk with the others masked.
+//!
+//! A table made by [`SpanTable::after`] orders keys by rank instead of position: chunks then hold
+//! [`CHUNK`] *visible* keys, which is as fast as a sparse read gets and equals the masked full
+//! read to rounding.
+//!
 //! So a query's result depends on its visible keys and their slots only: not on the other rows of
 //! the call, on the cache rows that hold the keys, on the number of threads, nor (on processors
 //! with fused multiply-add) on the instruction path.
 
 mod micro;
+mod rank;
 mod schedule;
 mod spans;
+mod strewn;
 mod tile;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
+pub use rank::{Pooling, RankInput, RankScratch, rank};
 pub use schedule::AttendScratch;
 pub use spans::{Span, SpanTable};
 pub use weights::{attention_received, attention_weights};
@@ -102,6 +114,17 @@ impl AttendInput<'_> {
         self.spans.check(|list| {
             if per_head { self.layer.head_rows(list % kv_heads) } else { shortest }
         })?;
+        let common = self.spans.common();
+        if !common.is_empty() {
+            length("lists of common keys", kv_heads, common.len())?;
+            for (head, list) in common.iter().enumerate() {
+                // A maximum instead of a search: it runs over all of them, but sixteen at a time.
+                let last = list.iter().copied().max().map_or(0, |row| row as usize + 1);
+                if last > self.layer.head_rows(head) {
+                    return Err(KernelError::Mismatch("a common key lies past the cache rows"));
+                }
+            }
+        }
         if let Some(cap) = self.softcap
             && !(cap > 0.0 && cap.is_finite())
         {

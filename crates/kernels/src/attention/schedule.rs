@@ -60,7 +60,8 @@ pub(super) fn run(
     let parts: usize = units.iter().map(|u| u.end - u.chunk).sum();
     let queries = unit_rows * call.group;
     // One unit per thread and chunk streams better than it splits.
-    let split = threads > 1 && units.len() < 4 * threads && parts > units.len();
+    let even = !input.spans.common().is_empty() && units.len().is_multiple_of(threads);
+    let split = threads > 1 && units.len() < 4 * threads && parts > units.len() && !even;
     if scratch.workers.len() < threads {
         scratch.workers.resize_with(threads, Mutex::default);
     }
@@ -285,6 +286,12 @@ fn cut(call: &Call<'_>, threads: usize, units: &mut Vec<Unit>) -> usize {
 impl Call<'_> {
     /// The range of chunks that some row of a unit sees.
     fn chunks(&self, head: usize, first: usize, rows: usize) -> (usize, usize) {
+        let common = self.input.spans.common();
+        if !common.is_empty() {
+            let own = |row| self.input.list(row, head).iter().map(|s| s.len as usize).sum();
+            let most: usize = (first..first + rows).map(own).max().unwrap_or(0);
+            return (0, (common[head].len() + most).div_ceil(CHUNK));
+        }
         let (mut lo, mut hi) = (usize::MAX, 0);
         for row in first..first + rows {
             if let [a, .., b] | [a @ b] = self.input.list(row, head) {

@@ -23,6 +23,8 @@ pub struct SpanTable {
     spans: Vec<Span>,
     ends: Vec<u32>,
     per_head: bool,
+    /// Cache rows that every query row sees before its list, by key/value head; empty without.
+    common: Vec<Vec<u32>>,
 }
 
 impl SpanTable {
@@ -34,6 +36,17 @@ impl SpanTable {
     /// An empty table with a list for each (row, key/value head), pushed in that order.
     pub fn per_head() -> SpanTable {
         SpanTable { per_head: true, ..SpanTable::default() }
+    }
+
+    /// An empty table whose rows all see `common[head]` first, cache rows in their order, and then
+    /// what their lists say. Every key has its rank as its slot, whatever the spans say.
+    pub fn after(common: Vec<Vec<u32>>) -> SpanTable {
+        SpanTable { common, ..SpanTable::default() }
+    }
+
+    /// The cache rows that all query rows see first, by head; empty in ordinary tables.
+    pub fn common(&self) -> &[Vec<u32>] {
+        &self.common
     }
 
     /// Forgets all lists; keeps the memory and the kind.
@@ -150,6 +163,16 @@ impl SpanTable {
     /// Checks that each list is sorted by slot without overlap and stays inside the rows that
     /// `rows_of_list` gives.
     pub(crate) fn check(&self, rows_of_list: impl Fn(usize) -> usize) -> Result<()> {
+        if !self.common.is_empty() {
+            let inside = |i: usize| {
+                let limit = rows_of_list(i) as u64;
+                self.list(i).iter().all(|s| u64::from(s.row) + u64::from(s.len) <= limit)
+            };
+            return match (0..self.lists()).all(inside) {
+                true => Ok(()),
+                false => Err(KernelError::Mismatch("a span reaches past the cache rows")),
+            };
+        }
         for i in 0..self.lists() {
             let limit = rows_of_list(i) as u64;
             let mut next = 0u64;

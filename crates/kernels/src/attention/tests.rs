@@ -37,13 +37,13 @@ impl Noise {
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
-    heads: usize,
-    kv_heads: usize,
-    dim: usize,
+pub(super) struct Shape {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) dim: usize,
 }
 
-const SHAPES: [Shape; 7] = [
+pub(super) const SHAPES: [Shape; 7] = [
     Shape { heads: 9, kv_heads: 3, dim: 64 },
     Shape { heads: 14, kv_heads: 2, dim: 64 },
     Shape { heads: 12, kv_heads: 2, dim: 128 },
@@ -53,7 +53,7 @@ const SHAPES: [Shape; 7] = [
     Shape { heads: 8, kv_heads: 1, dim: 80 },
 ];
 
-fn layer(shape: Shape, rows: usize, seed: u64) -> KvLayer {
+pub(super) fn layer(shape: Shape, rows: usize, seed: u64) -> KvLayer {
     let mut layer = KvLayer::new(shape.kv_heads, shape.dim).unwrap();
     let mut noise = Noise::new(seed);
     for row in 0..rows {
@@ -63,11 +63,11 @@ fn layer(shape: Shape, rows: usize, seed: u64) -> KvLayer {
     layer
 }
 
-fn pool(threads: usize, isa: Isa) -> Pool {
+pub(super) fn pool(threads: usize, isa: Isa) -> Pool {
     Pool::with_options(threads, isa, Duration::ZERO).unwrap()
 }
 
-fn input<'a>(
+pub(super) fn input<'a>(
     shape: Shape,
     layer: &'a KvLayer,
     q: &'a [f32],
@@ -85,14 +85,14 @@ fn input<'a>(
     }
 }
 
-fn run_on(pool: &Pool, input: &AttendInput<'_>) -> Vec<f32> {
+pub(super) fn run_on(pool: &Pool, input: &AttendInput<'_>) -> Vec<f32> {
     let mut out = vec![f32::NAN; input.q.len()];
     attend(pool, input, &mut AttendScratch::new(), &mut out).unwrap();
     out
 }
 
 /// The definition in double precision, key by key: the output, and the probabilities by row.
-fn reference(input: &AttendInput<'_>) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn reference(input: &AttendInput<'_>) -> (Vec<f64>, Vec<f64>) {
     let (layer, dim) = (input.layer, input.layer.dim());
     let keys = layer.rows();
     let (mut out, mut weights) = (Vec::new(), vec![0.0; input.rows * input.heads * keys]);
@@ -151,7 +151,7 @@ fn assert_close(got: &[f32], want: &[f64], what: &str) {
 }
 
 #[track_caller]
-fn assert_bits(a: &[f32], b: &[f32], what: &str) {
+pub(super) fn assert_bits(a: &[f32], b: &[f32], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     if let Some(i) = (0..a.len()).find(|&i| a[i].to_bits() != b[i].to_bits()) {
         panic!("{what}: value {i} differs: {} and {}", a[i], b[i]);
@@ -159,7 +159,7 @@ fn assert_bits(a: &[f32], b: &[f32], what: &str) {
 }
 
 /// Every kind of mask over `rows` query rows and at least `keys` cache rows.
-fn masks(rows: usize, keys: usize, kv_heads: usize) -> Vec<(&'static str, SpanTable)> {
+pub(super) fn masks(rows: usize, keys: usize, kv_heads: usize) -> Vec<(&'static str, SpanTable)> {
     let mut noise = Noise::new((rows * 1009 + keys) as u64);
     let first = (keys - rows) as u32;
     let mut all = Vec::new();

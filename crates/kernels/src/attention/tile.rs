@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use super::micro::{
-    PANEL, Scores, Weighted, run_cap, run_scores_f16, run_scores_f32, run_soften, run_weighted_f16,
-    run_weighted_f32, run_widen,
+    PANEL, Scores, Weighted, run_cap, run_scores_f16, run_scores_f32, run_soften, run_turn,
+    run_weighted_f16, run_weighted_f32, run_widen,
 };
 use super::{AttendInput, CHUNK};
 use crate::aligned::AlignedBuffer;
@@ -60,7 +60,7 @@ pub(super) struct Unit {
 }
 
 /// Visible keys of one row inside a chunk: slots `lo..hi` of the chunk, in rows from `row`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Piece {
     pub(super) lo: usize,
     pub(super) hi: usize,
@@ -113,6 +113,8 @@ pub(super) struct Worker {
     pub(super) pieces: Vec<Piece>,
     pub(super) ends: Vec<usize>,
     pub(super) ids: Vec<u32>,
+    /// Slots of the keys that `ids` numbers.
+    pub(super) slots: Vec<u32>,
 }
 
 impl Worker {
@@ -154,7 +156,7 @@ impl<'a> Call<'a> {
     }
 
     /// Number of panels for `queries` queries: a panel fills the registers of the path.
-    fn panels(&self, queries: usize) -> usize {
+    pub(super) fn panels(&self, queries: usize) -> usize {
         let most = match self.isa {
             Isa::Scalar => 1,
             Isa::Avx2 => 6,
@@ -165,13 +167,19 @@ impl<'a> Call<'a> {
     }
 
     /// Queries `a..b` of panel `i`.
-    fn panel(&self, queries: usize, i: usize) -> (usize, usize) {
+    pub(super) fn panel(&self, queries: usize, i: usize) -> (usize, usize) {
         let n = self.panels(queries);
         (i * queries / n, (i + 1) * queries / n)
     }
 
     /// Scales and packs the queries of a row range into panels.
-    fn pack_rows(&self, unit: &Unit, first: usize, rows: usize, packed: &mut AlignedBuffer) {
+    pub(super) fn pack_rows(
+        &self,
+        unit: &Unit,
+        first: usize,
+        rows: usize,
+        packed: &mut AlignedBuffer,
+    ) {
         let queries = rows * self.group;
         packed.at_least(queries * self.dim);
         for i in 0..self.panels(queries) {
@@ -210,8 +218,20 @@ impl<'a> Call<'a> {
         o: *mut f32,
     ) {
         let queries = unit.rows * self.group;
+        w.s.at_least(queries * S_STRIDE);
+        if !self.input.spans.common().is_empty() {
+            // SAFETY: `state` and `o` as promised.
+            unsafe { self.chunk_ranked(w, unit, chunk, state, o) };
+            return;
+        }
+        self.collect(w, unit, chunk);
+        if self.is_strewn(w) {
+            // SAFETY: `state` and `o` as promised.
+            unsafe { self.chunk_strewn(w, unit, state, o) };
+            return;
+        }
         let mut segments = [Segment::default(); MAX_SHARED];
-        let (shared, apart) = self.score(w, unit, chunk, &mut segments);
+        let (shared, apart) = self.score_collected(w, unit, &mut segments);
         // SAFETY: `state` and `o` as promised; every range lies inside a chunk.
         unsafe {
             for i in 0..self.panels(queries) {
@@ -245,6 +265,16 @@ impl<'a> Call<'a> {
     ) -> (usize, usize) {
         w.s.at_least(unit.rows * self.group * S_STRIDE);
         self.collect(w, unit, chunk);
+        self.score_collected(w, unit, segments)
+    }
+
+    /// [`Call::score`] of the pieces that `w` lists.
+    fn score_collected(
+        &self,
+        w: &mut Worker,
+        unit: &Unit,
+        segments: &mut [Segment; MAX_SHARED],
+    ) -> (usize, usize) {
         let (shared, apart) = share(w, unit.rows, segments);
         for segment in &segments[..shared] {
             self.score_segment(w, unit, segment);
@@ -296,13 +326,21 @@ impl<'a> Call<'a> {
         let row = |slot: usize| slot.wrapping_add_signed(segment.offset);
         let first = row(segment.lo) / 16;
         let end = row(segment.hi).div_ceil(16);
-        let widen = queries >= WIDEN_FROM;
+        let by_row = self.input.layer.by_row();
+        let widen = by_row || queries >= WIDEN_FROM;
         let step = if widen { KEY_GROUP } else { end - first };
-        w.wide.at_least(if widen { KEY_GROUP * block } else { 0 });
+        w.wide.at_least(if widen { KEY_GROUP * 16 * self.stride } else { 0 });
         for b in (first..end).step_by(step) {
             let n = step.min(end - b);
-            let k = keys[b * block..(b + n) * block].as_ptr();
-            if widen {
+            let width = if by_row { 16 * self.stride } else { block };
+            let k = keys[b * width..(b + n) * width].as_ptr();
+            if by_row {
+                // SAFETY: `16 n` rows of `stride` values; the buffer holds as many values.
+                unsafe {
+                    let (ids, to) = (COUNT.as_ptr(), w.wide.as_mut_ptr());
+                    run_turn(self.isa, k, ids, n, self.stride, self.dim, to);
+                }
+            } else if widen {
                 // SAFETY: `n dim` vectors of 16 on both sides; the pool's path is available.
                 unsafe { run_widen(self.isa, k, w.wide.as_mut_ptr(), n * self.dim) };
             }
@@ -367,7 +405,7 @@ impl<'a> Call<'a> {
             let stride = blocks * 16;
             w_ids.clear();
             w_ids.extend(first as u32..end as u32);
-            self.score_blocks(unit, &w.q, queries, &w_ids, &mut w.by_row);
+            self.score_blocks(unit, &w.q, queries, &w_ids, &mut w.by_row, &mut w.wide);
             for row in 0..unit.rows {
                 for query in row * self.group..(row + 1) * self.group {
                     let start = if row == 0 { 0 } else { w.ends[row - 1] };
@@ -397,7 +435,7 @@ impl<'a> Call<'a> {
                     }
                 }
                 self.pack_rows(unit, unit.first + row, 1, &mut w.q_row);
-                self.score_blocks(unit, &w.q_row, self.group, &w_ids, &mut w.by_row);
+                self.score_blocks(unit, &w.q_row, self.group, &w_ids, &mut w.by_row, &mut w.wide);
                 let stride = w_ids.len() * 16;
                 let mut at = 0;
                 for (slot, key) in rows() {
@@ -415,16 +453,29 @@ impl<'a> Call<'a> {
     }
 
     /// Scores of packed queries against whole key blocks: `[queries][16 * blocks]`.
-    fn score_blocks(
+    pub(super) fn score_blocks(
         &self,
         unit: &Unit,
         q: &[f32],
         queries: usize,
         blocks: &[u32],
         out: &mut AlignedBuffer,
+        wide: &mut AlignedBuffer,
     ) {
         let stride = blocks.len() * 16;
         out.at_least(queries * stride);
+        if self.input.layer.by_row() {
+            for (i, group) in blocks.chunks(KEY_GROUP).enumerate() {
+                let mut ids = [0; KEY_GROUP * 16];
+                for (id, lane) in ids.iter_mut().zip(0..) {
+                    let block = group.get(lane / 16).copied().unwrap_or(0);
+                    *id = block * 16 + (lane % 16) as u32;
+                }
+                let out = out[i * KEY_GROUP * 16..].as_mut_ptr();
+                self.score_rows(unit, q, queries, &ids, group.len(), out, stride, wide);
+            }
+            return;
+        }
         for i in 0..self.panels(queries) {
             let (a, b) = self.panel(queries, i);
             let job = Scores {
@@ -442,6 +493,46 @@ impl<'a> Call<'a> {
             // SAFETY: the panel and the output are sized above; the blocks hold rows that the
             // checked spans name.
             unsafe { run_scores_f16(self.isa, &job) };
+        }
+    }
+
+    /// Scores of packed queries against `16 n` rows of an indexed layer, any of them, into `out`,
+    /// one query's `stride` after another's.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn score_rows(
+        &self,
+        unit: &Unit,
+        q: &[f32],
+        queries: usize,
+        ids: &[u32],
+        n: usize,
+        out: *mut f32,
+        stride: usize,
+        wide: &mut AlignedBuffer,
+    ) {
+        wide.at_least(n * 16 * self.stride);
+        let keys = self.input.layer.keys(unit.head).as_ptr();
+        let k = wide.as_mut_ptr();
+        // SAFETY: the ids are `16 n` rows of the head (spans are checked against its rows) or of
+        // its padding to whole blocks, which is allocated; the buffer is sized above.
+        unsafe { run_turn(self.isa, keys, ids[..16 * n].as_ptr(), n, self.stride, self.dim, k) };
+        for i in 0..self.panels(queries) {
+            let (a, b) = self.panel(queries, i);
+            let job = Scores {
+                q: q[a * self.dim..b * self.dim].as_ptr(),
+                r: b - a,
+                dim: self.dim,
+                k: k.cast_const(),
+                blocks: COUNT.as_ptr(),
+                n,
+                out: out.wrapping_add(a * stride),
+                stride,
+                lo: 0,
+                hi: 16 * n,
+            };
+            // SAFETY: the panel holds `b - a` queries, the blocks were turned above, and the
+            // caller's `out` holds `16 n` scores for each query.
+            unsafe { run_scores_f32(self.isa, &job) };
         }
     }
 

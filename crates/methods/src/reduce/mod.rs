@@ -2,6 +2,7 @@
 
 pub mod dapq;
 pub mod random_eviction;
+pub mod fasa;
 pub mod skipdecode;
 pub mod snapkv;
 pub mod streaming;

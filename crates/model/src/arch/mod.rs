@@ -6,17 +6,9 @@ mod llama;
 mod qwen2;
 
 use tessera_core::ModelSpec;
+pub use tessera_core::Pairing;
 
 use crate::hyper::{Architecture, HyperParams};
-
-/// How the pairs that rotary encoding turns lie in a head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairing {
-    /// `(0, 1), (2, 3), ...`: how GGUF files of the llama family store q and k.
-    Interleaved,
-    /// `(0, d/2), (1, d/2 + 1), ...`.
-    Halves,
-}
 
 /// The gate's non-linearity in the feed-forward block, `act(gate) * up`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -255,6 +255,7 @@ fn ask_read(
         layer: index,
         queries: &queries,
         positions: &positions,
+        cached: store.table().len(),
         keys: &HostKeys { heads, head_dim: d },
     };
     let Some(lists) = site.read(&evidence)? else { return Ok(None) };

@@ -166,6 +166,14 @@ impl Backbone for CandleBackbone {
         &self.blueprint.spec
     }
 
+    fn pairing(&self) -> tessera_core::Pairing {
+        self.blueprint.pairing
+    }
+
+    fn window(&self, layer: usize) -> Option<u32> {
+        self.blueprint.layers.get(layer).and_then(|l| l.window)
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             embeddings: true,

@@ -3,12 +3,16 @@
 //! The rows of all segments share every product; attention runs per segment. What a row computes
 //! depends on the row, its visible keys and nothing else, so a pass may be cut or joined freely.
 
+use std::cell::RefCell;
+
 use tessera_core::pass::ReadEvidence;
 use tessera_core::{
     Error, HiddenSite, Input, KeyForm, KeySet, KvStore, Pass, Position, Result, Reveal,
     SegmentReveal, Visible, Write,
 };
-use tessera_kernels::attention::{AttendInput, AttendScratch, Bias, SpanTable, attend};
+use tessera_kernels::attention::{
+    AttendInput, AttendScratch, Bias, RankScratch, SpanTable, attend,
+};
 use tessera_kernels::elementwise;
 use tessera_kernels::{Activations, Target, product};
 
@@ -16,7 +20,7 @@ use super::check::check_read_set;
 use super::last::{narrow, pick};
 use super::reveal::{attention_rows, received, reveal_layer, spread, tap_hidden};
 use super::rows::{Keys, blank, store_of, store_of_mut, write_rows};
-use super::segment::{State, remap_bias, span_table};
+use super::segment::{State, few_rows, remap_bias, span_table};
 use super::store::{CpuStore, kernel};
 use super::weights::{Layer, Linear};
 use super::{Arithmetic, CpuBackbone};
@@ -35,6 +39,7 @@ pub(super) struct Scratch {
     up: Vec<f32>,
     activations: Activations,
     attend: AttendScratch,
+    rank: RankScratch,
     visible: Visible,
     /// Spans of the rows that go on where the last layer drops some.
     picked: SpanTable,
@@ -255,6 +260,14 @@ impl CpuBackbone {
                     spread(q, qw, &state.active, full)
                 });
             }
+            // Rows that are going to be ranked lie ready for it, from the first time on.
+            let columns = pass.sites.as_deref().and_then(|sites| sites.columns(i, l));
+            if let Some(columns) = columns {
+                let store = store_of_mut(segment, &mut own[i]);
+                if store.table().form() == KeyForm::Rotated {
+                    store.layers[l].index(columns).map_err(kernel)?;
+                }
+            }
             let store = store_of(segment, &own[i]);
             // Keys of a plain cache are stored as they are and turned when they are read.
             let turned_layer = if store.table().form() == KeyForm::Plain {
@@ -264,22 +277,40 @@ impl CpuBackbone {
             };
             let kv = turned_layer.as_ref().unwrap_or(&store.layers[l]);
 
-            let chosen = match pass.sites.as_deref_mut() {
+            let mut chosen = match pass.sites.as_deref_mut() {
                 Some(sites) if sites.reads(l) => sites.read(&ReadEvidence {
                     segment: i,
                     layer: l,
                     queries: q,
                     positions,
-                    keys: &Keys(&store.layers[l]),
+                    cached: store.table().len(),
+                    keys: &Keys { layer: kv, pool, rank: RefCell::new(&mut s.rank) },
                 })?,
                 _ => None,
             };
             if let Some(lists) = &chosen {
                 check_read_set(lists, store, l, b.spec.kv_heads)?;
+                let held = |h: usize| store.table().positions(l, h).len();
+                if lists.iter().enumerate().all(|(h, rows)| rows.len() == held(h)) {
+                    chosen = None;
+                }
             }
             let window = b.layers[l].window;
-            let spans = span_table(state, &mut s.visible, segment, store, l, window, &chosen);
-            let mut spans = &state.spans[spans].1;
+            let few = match chosen.take_if(|_| pass.taps.is_empty() && window.is_none()) {
+                Some(lists) => few_rows(state, &mut s.visible, segment, store, l, lists),
+                None => Err(chosen),
+            };
+            let few_table;
+            let mut spans = match few {
+                Ok(table) => {
+                    few_table = table;
+                    &few_table
+                }
+                Err(chosen) => {
+                    let at = span_table(state, &mut s.visible, segment, store, l, window, &chosen);
+                    &state.spans[at].1
+                }
+            };
             if narrows {
                 pick(spans, &state.active, b.spec.kv_heads, &mut s.picked);
                 spans = &s.picked;

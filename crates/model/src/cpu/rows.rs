@@ -1,10 +1,13 @@
 //! Rows of keys and values on their way into a cache, and rows that stop on the way.
 
-use tessera_core::pass::{KeyReader, RowEvidence};
+use std::cell::RefCell;
+
+use tessera_core::pass::{KeyReader, RowEvidence, Top};
 use tessera_core::{
     Error, Input, KeyForm, KvStore, Mask, Pass, Position, Result, Row, Segment, Write,
 };
-use tessera_kernels::KvLayer;
+use tessera_kernels::attention::{Pooling, RankInput, RankScratch, rank};
+use tessera_kernels::{KvLayer, Pool};
 
 use super::CpuBackbone;
 use super::forward::Scratch;
@@ -131,17 +134,52 @@ impl CpuBackbone {
 }
 
 /// The keys of a layer, for a policy that chooses what to read.
-pub(super) struct Keys<'a>(pub(super) &'a KvLayer);
+pub(super) struct Keys<'a> {
+    pub layer: &'a KvLayer,
+    pub pool: &'a Pool,
+    pub rank: RefCell<&'a mut RankScratch>,
+}
 
 impl KeyReader for Keys<'_> {
     fn rows(&self, head: usize) -> usize {
-        self.0.head_rows(head)
+        self.layer.head_rows(head)
+    }
+
+    fn top(&self, ask: &Top<'_>) -> Result<Vec<Vec<Row>>> {
+        ask.check()?;
+        // Keys that were turned for this pass only are not worth laying out.
+        let turned;
+        let layer = if self.layer.is_indexed_by(ask.columns) {
+            self.layer
+        } else {
+            let mut copy = self.layer.clone();
+            copy.index(ask.columns).map_err(kernel)?;
+            turned = copy;
+            &turned
+        };
+        let rows: Vec<_> = (0..layer.kv_heads())
+            .map(|h| ask.rows.start.min(layer.head_rows(h))..ask.rows.end.min(layer.head_rows(h)))
+            .collect();
+        let input = RankInput {
+            layer,
+            q: ask.queries,
+            heads: ask.heads,
+            pooling: match ask.pooling {
+                tessera_core::pass::Pooling::Sum => Pooling::Sum,
+                tessera_core::pass::Pooling::Max => Pooling::Max,
+            },
+            among: &rows,
+            count: ask.count,
+        };
+        let mut chosen = vec![Vec::new(); rows.len()];
+        rank(self.pool, &input, &mut self.rank.borrow_mut(), &mut chosen).map_err(kernel)?;
+        Ok(chosen)
     }
 
     fn key(&self, head: usize, row: Row, out: &mut [f32]) {
         let mut value = vec![0.0; out.len()];
         // Rows outside the layer leave `out` as it is; the trait has no error to give.
-        let _ = self.0.read_row(head, row as usize, out, &mut value);
+        let _ = self.layer.read_row(head, row as usize, out, &mut value);
     }
 }
 

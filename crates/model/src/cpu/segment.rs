@@ -138,6 +138,39 @@ pub(super) fn span_table(
     at
 }
 
+/// A table of the rows that a policy chose and, behind them, the rows of the pass; gives the lists
+/// back where other things decide as well what is read.
+pub(super) fn few_rows(
+    state: &State,
+    visible: &mut Visible,
+    segment: &Segment<'_>,
+    store: &CpuStore,
+    l: usize,
+    lists: Vec<Vec<Row>>,
+) -> Result<SpanTable, Option<Vec<Vec<Row>>>> {
+    let cached = store.table().positions(l, 0);
+    let after = |p: &Position| segment.positions.iter().all(|q| q > p);
+    let simple = segment.keys.is_none()
+        && store.table().is_uniform()
+        && matches!(segment.write, Write::Append | Write::Discard)
+        && match segment.mask {
+            Mask::Causal => cached.iter().max().is_none_or(after),
+            Mask::Tree { .. } => true,
+            Mask::Bidirectional | Mask::Block { .. } | Mask::Explicit { .. } => false,
+        };
+    if !simple {
+        return Err(Some(lists));
+    }
+    let part = Part::new(segment, state);
+    let (plain, keys, window) = (store.table().is_plain(), Some(&[][..]), None);
+    visible.fill(&part.view(segment), Reading { cached, plain, keys, window });
+    let mut table = SpanTable::after(lists);
+    for row in 0..visible.rows() {
+        push(&mut table, visible, row);
+    }
+    Ok(table)
+}
+
 fn push(out: &mut SpanTable, visible: &Visible, row: usize) {
     for s in visible.row(row) {
         out.push_span(Span { slot: s.slot, row: s.row, len: s.len });

@@ -379,6 +379,7 @@ impl Naive {
                     layer,
                     queries: &queries,
                     positions: &positions,
+                    cached: longest,
                     keys: &Keys(keys.collect()),
                 })?;
             }

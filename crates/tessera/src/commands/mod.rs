@@ -1,6 +1,7 @@
 //! One file per command. Results go to stdout, progress and errors to stderr.
 
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod chat;
 pub(crate) mod check;
 mod check_long;

@@ -45,6 +45,11 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     if globals.json {
         started(&session, &request, &arguments.model)?;
     }
+    if session.must_measure(&request.recipe) && !globals.quiet {
+        let line =
+            "[measuring the model once for this method, which takes a while; kept for later]";
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
     let out = std::io::stdout().lock();
     let mut printer = Printer::new(out, globals.json, request.prompt.len(), globals.quiet);
     let outcome =
