@@ -5,6 +5,7 @@
 //! are generated from.
 
 pub mod accept;
+pub mod continuations;
 pub mod draft;
 pub mod loops;
 pub mod programs;

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
+pub(crate) mod complete;
 pub(crate) mod list;
 pub(crate) mod methods;
 pub(crate) mod perplexity;
@@ -11,6 +12,7 @@ pub(crate) mod quantize;
 pub(crate) mod report;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod score;
 pub(crate) mod show;
 pub(crate) mod tune;
 pub(crate) mod verify;
