@@ -262,4 +262,15 @@ pub trait Vocabulary: Send + Sync {
 
     /// Encodes plain text; spellings of control tokens stay text.
     fn encode(&self, text: &str) -> Vec<TokenId>;
+
+    /// Encodes text that breaks off inside a character. Where text is cut into words, the unfinished
+    /// character counts as `like`, a character of the kind that it may become.
+    ///
+    /// A vocabulary that cannot do so encodes the whole characters only, as this default does; the
+    /// bytes of its tokens are then not those that were asked for, which a caller must notice.
+    fn encode_open(&self, bytes: &[u8], like: char) -> Vec<TokenId> {
+        let _ = like;
+        let whole = std::str::from_utf8(bytes).map_or_else(|e| e.valid_up_to(), str::len);
+        self.encode(&String::from_utf8_lossy(&bytes[..whole]))
+    }
 }

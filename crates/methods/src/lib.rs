@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod calibration;
+pub mod continuations;
 pub mod draft;
 pub mod loops;
 pub mod observation;

@@ -14,6 +14,7 @@
 //! ```
 
 mod backend;
+pub mod bytes;
 mod calibration;
 mod companion;
 mod error;
@@ -30,6 +31,8 @@ pub use tessera_core::entry::{MethodCall, MethodEntry};
 pub use tessera_core::{Control, Event, FinishReason, TokenId, Vocabulary};
 pub use tessera_engine::{Completion, CostCurve, Outcome, Recipe, Request, Sequence, Stats};
 pub use tessera_methods::ENTRIES as METHODS;
+pub use tessera_methods::continuations::Continuations;
+pub use tessera_methods::programs::{exact_byte_level, reagent};
 pub use tessera_model::chat::Message;
 
 /// Result with this crate's [`Error`].

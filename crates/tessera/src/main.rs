@@ -85,6 +85,10 @@ enum Command {
     Quantize(commands::quantize::Arguments),
     /// How well a model predicts a text.
     Perplexity(commands::perplexity::Arguments),
+    /// Continue a text wherever it breaks off, byte by byte if asked; fill in the middle.
+    Complete(commands::complete::Arguments),
+    /// Bits for each byte of a text: comparable between vocabularies.
+    Score(commands::score::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -109,6 +113,8 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => commands::bench::run(globals, arguments),
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),
+        Command::Complete(arguments) => commands::complete::run(globals, arguments),
+        Command::Score(arguments) => commands::score::run(globals, arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

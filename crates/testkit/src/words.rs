@@ -54,7 +54,11 @@ impl Vocabulary for Words {
 
     /// The longest word first, byte by byte; bytes that no word begins with are left out.
     fn encode(&self, text: &str) -> Vec<TokenId> {
-        let (mut rest, mut tokens) = (text.as_bytes(), Vec::new());
+        self.encode_open(text.as_bytes(), ' ')
+    }
+
+    fn encode_open(&self, bytes: &[u8], _: char) -> Vec<TokenId> {
+        let (mut rest, mut tokens) = (bytes, Vec::new());
         while !rest.is_empty() {
             let longest = (0..)
                 .zip(&self.words)

@@ -1,3 +1,5 @@
 //! Methods that read a model and produce something.
 
+pub mod exact_byte_level;
 pub mod finequant;
+pub mod reagent;

@@ -1,8 +1,8 @@
 //! Policies that decide what is kept, merged, read or skipped.
 
 pub mod dapq;
-pub mod random_eviction;
 pub mod fasa;
+pub mod random_eviction;
 pub mod skipdecode;
 pub mod snapkv;
 pub mod streaming;

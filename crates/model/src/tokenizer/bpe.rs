@@ -96,6 +96,27 @@ impl Bpe {
         });
     }
 
+    /// Encodes a text whose last `placed` bytes stand for `tail`, the beginning of a character.
+    pub fn encode_open(
+        &self,
+        text: &str,
+        placed: usize,
+        tail: &[u8],
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        let mut at = 0;
+        self.pre.split(text, |word| {
+            at += word.len();
+            if at < text.len() {
+                self.word(word.as_bytes(), scratch, out);
+            } else {
+                let whole = word.len().saturating_sub(placed);
+                self.word(&[&word.as_bytes()[..whole], tail].concat(), scratch, out);
+            }
+        });
+    }
+
     fn word(&self, word: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         let Scratch { ids, merges, .. } = scratch;
         ids.clear();

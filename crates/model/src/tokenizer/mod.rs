@@ -225,6 +225,38 @@ impl Tokenizer {
         specials.partition(text, |fragment| self.fragment(fragment, &mut state, out));
     }
 
+    /// Appends the tokens of a text that breaks off inside a character. Where text is cut into words,
+    /// the unfinished character counts as `like`.
+    pub fn encode_open(&self, bytes: &[u8], like: char, out: &mut Vec<u32>) {
+        let (whole, tail) = match std::str::from_utf8(bytes) {
+            Ok(text) => return self.encode(text, Special::AsText, out),
+            Err(error) => bytes.split_at(error.valid_up_to()),
+        };
+        let whole = String::from_utf8_lossy(whole).into_owned();
+        let text = format!("{whole}{like}");
+        let mut state = Encoding::default();
+        let mut at = 0;
+        self.plain.partition(&text, |fragment| {
+            match fragment {
+                Fragment::Token(id) => at += self.raw.get(id).len(),
+                Fragment::Text(part) => at += part.len(),
+            }
+            match (fragment, &self.algorithm) {
+                (Fragment::Text(part), Algorithm::Bpe(bpe)) if at == text.len() => {
+                    bpe.encode_open(part, like.len_utf8(), tail, &mut state.scratch, out);
+                }
+                (Fragment::Text(part), Algorithm::Spm(spm)) if at == text.len() => {
+                    let before = &part[..part.len() - like.len_utf8()];
+                    if !before.is_empty() || !state.inside {
+                        self.fragment(Fragment::Text(before), &mut state, out);
+                    }
+                    spm.spell(tail, out);
+                }
+                (fragment, _) => self.fragment(fragment, &mut state, out),
+            }
+        });
+    }
+
     /// The tokens of a whole text, with the ones that mark start and end where the model wants
     /// them.
     pub fn encode_with_bos(&self, text: &str, special: Special) -> Vec<u32> {
@@ -405,6 +437,12 @@ impl tessera_core::Vocabulary for Tokenizer {
     fn encode(&self, text: &str) -> Vec<u32> {
         let mut out = Vec::new();
         Self::encode(self, text, Special::AsText, &mut out);
+        out
+    }
+
+    fn encode_open(&self, bytes: &[u8], like: char) -> Vec<u32> {
+        let mut out = Vec::new();
+        Self::encode_open(self, bytes, like, &mut out);
         out
     }
 }

@@ -66,6 +66,11 @@ impl Spm {
         Ok(Self { scores, bytes: all, longest, space_prefix })
     }
 
+    /// Appends one token per byte: for the beginning of a character.
+    pub fn spell(&self, bytes: &[u8], out: &mut Vec<u32>) {
+        out.extend(bytes.iter().map(|byte| self.bytes[usize::from(*byte)]));
+    }
+
     /// Encodes a text whose spaces are written as spaces.
     pub fn encode(&self, text: &str, arena: &Arena, normal: &Index, out: &mut Vec<u32>) {
         let mut rest = text;
