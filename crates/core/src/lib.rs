@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod backbone;
 pub mod cache;
+pub mod constrain;
 pub mod dist;
 pub mod draft;
 pub mod entry;
@@ -23,6 +24,10 @@ pub use backbone::{
     Backbone, CacheOptions, Capabilities, Checkpoint, KvStore, ModelSpec, Vocabulary,
 };
 pub use cache::{CacheTable, KeyForm};
+pub use constrain::{
+    Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint, ConstraintStats,
+    Drawn, Guard, Judged, Judgement, Predicate, TokenSet,
+};
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
 pub use event::{Control, Event, FinishReason};

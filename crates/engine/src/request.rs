@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tessera_core::dist::Sampling;
-use tessera_core::{Error, FinishReason, ModelSpec, Result, TokenId};
+use tessera_core::{ConstraintStats, Error, FinishReason, ModelSpec, Result, TokenId};
 
 use crate::recipe::Recipe;
 
@@ -82,6 +82,10 @@ impl Request {
             }
             Some(asked) => asked,
         };
+        if self.ignore_end && self.recipe.is_constrained() {
+            let rule = "left out under a constraint, which says where the text may end";
+            return Err(Error::setting("ignore-end", true, rule));
+        }
         let needed = self.prompt.len() + usize::from(self.max_tokens != Some(0));
         if needed > limit {
             return Err(Error::ContextFull { needed, limit, trained: spec.context });
@@ -99,6 +103,9 @@ pub struct Completion {
     pub text: String,
     /// Why it ended.
     pub reason: FinishReason,
+    /// Whether the constraint is met; `None` without one. False for a text that ended in the middle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
 }
 
 /// What a request cost.
@@ -126,6 +133,9 @@ pub struct Stats {
     pub accepted_tokens: usize,
     /// Wall-clock time spent guessing; part of `decode_seconds`.
     pub draft_seconds: f64,
+    /// What the constraint was asked, over all choices; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<ConstraintStats>,
 }
 
 impl Stats {
@@ -151,4 +161,33 @@ pub struct Outcome {
     pub choices: Vec<Completion>,
     /// What they cost.
     pub stats: Stats,
+    /// What the particle loop made; the choice is one of them, drawn by weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub population: Option<Population>,
+}
+
+/// One text of the particle loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Particle {
+    /// The text.
+    #[serde(flatten)]
+    pub completion: Completion,
+    /// Its share of all weights.
+    pub weight: f64,
+}
+
+/// What the particle loop made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Population {
+    /// All texts that have a weight, dead ones left out.
+    pub particles: Vec<Particle>,
+    /// Texts that grew together, the dead ones included.
+    pub count: usize,
+    /// The logarithm of the mean weight: an estimate of the probability that a text of the model
+    /// meets the constraint. The mean weight itself is unbiased.
+    pub log_probability: f64,
+    /// The effective number of texts at the end: `(sum W)^2 / sum W^2`.
+    pub effective: f64,
+    /// How often ancestors were drawn.
+    pub resamplings: usize,
 }

@@ -5,8 +5,11 @@
 //! are generated from.
 
 pub mod accept;
+pub mod constrain;
 pub mod draft;
+pub mod guidance;
 pub mod loops;
+pub mod predicate;
 pub mod programs;
 pub mod reduce;
 pub mod registry;

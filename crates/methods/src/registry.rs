@@ -2,20 +2,26 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::{accept, draft, loops, programs, reduce};
+use crate::{accept, constrain, draft, loops, programs, reduce};
 
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
+    &constrain::awrs::ENTRY,
     &draft::cascade::ENTRY,
     &draft::draft_model::ENTRY,
     &draft::dyspec::ENTRY,
     &programs::finequant::ENTRY,
+    &constrain::grammar::ENTRY,
+    &constrain::json_schema::ENTRY,
     &accept::keyed::ENTRY,
+    &constrain::mask::ENTRY,
     &loops::none::ENTRY,
     &draft::prompt_lookup::ENTRY,
     &draft::random_tree::ENTRY,
+    &constrain::regex::ENTRY,
     &accept::residual::ENTRY,
     &reduce::skipdecode::ENTRY,
     &draft::skipdecode_draft::ENTRY,
+    &loops::smc::ENTRY,
     &draft::token_recycling::ENTRY,
 ];
