@@ -5,6 +5,8 @@
 
 use std::fmt::Debug;
 
+use crate::backbone::Vocabulary;
+use crate::constrain::Constrained;
 use crate::dist::{Key, Sampler};
 use crate::draft::{DraftTree, Law};
 use crate::{Result, TokenId};
@@ -32,15 +34,23 @@ pub struct Decision<'a> {
     pub guesses: &'a [Guess],
     /// The distributions that guesses were drawn from, by number.
     pub laws: &'a [Law],
+    /// The constraint on the text, if there is one.
+    pub constrained: Option<(&'a mut Constrained, &'a dyn Vocabulary)>,
 }
 
 impl Decision<'_> {
-    /// The token that the plain run draws here.
+    /// The token that the run without guesses draws here.
     ///
     /// # Errors
-    /// As [`Sampler::draw`].
+    /// As [`Sampler::draw`] and [`Constrained::draw`].
     pub fn draw(&mut self) -> Result<TokenId> {
-        self.sampler.draw(self.logits, self.history, self.key)
+        match &mut self.constrained {
+            None => self.sampler.draw(self.logits, self.history, self.key),
+            Some((constrained, vocabulary)) => {
+                let place = (self.logits, self.history, self.key);
+                constrained.draw(place, self.sampler, *vocabulary)
+            }
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::accept::Accept;
 use crate::backbone::Capabilities;
+use crate::constrain::{ConstrainedSampler, Constraint};
 use crate::draft::Draft;
 use crate::layers::LayerSchedule;
 use crate::reduce::Reduce;
@@ -55,7 +56,7 @@ pub enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Site {
-    /// The role has one site only (draft, accept, constrain), or the policy takes all of them.
+    /// The role has one site only (draft, accept), or the policy takes all of them.
     Whole,
     /// Reduce: while the prompt is computed.
     Prefill,
@@ -79,6 +80,10 @@ pub enum Site {
     Commit,
     /// Unmask: when a canvas is done.
     End,
+    /// Constrain: which texts are allowed.
+    Constraint,
+    /// Constrain: how an allowed token is drawn.
+    Sampler,
 }
 
 impl Site {
@@ -95,6 +100,7 @@ impl Site {
             Self::Init | Self::Score | Self::Quota | Self::Commit | Self::End => {
                 role == Role::Unmask
             }
+            Self::Constraint | Self::Sampler => role == Role::Constrain,
         }
     }
 }
@@ -249,6 +255,21 @@ pub enum Method {
     Layers(Box<dyn LayerSchedule>),
     /// Decides what is remembered or read.
     Reduce(Box<dyn Reduce>),
+    /// Decides which texts are allowed.
+    Constrain(Box<dyn Constraint>),
+    /// Decides how an allowed token is drawn.
+    Sample(Box<dyn ConstrainedSampler>),
+    /// Runs several weighted texts that are resampled as they grow.
+    Particles(Particles),
+}
+
+/// How the particle loop runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Particles {
+    /// Texts that grow together, at least 1.
+    pub count: usize,
+    /// Resampled where the effective number of texts falls below this share of them, 0 to 1.
+    pub threshold: f64,
 }
 
 /// A line of the registry.

@@ -71,6 +71,12 @@ pub enum Error {
         /// What it must be.
         range: &'static str,
     },
+    /// A constraint that cannot be read, met or answered.
+    #[error("constraint: {what}")]
+    Constraint {
+        /// What is wrong, where, and what to do.
+        what: String,
+    },
     /// Numbers that are no distribution over tokens.
     #[error("logits: {what}; the model file may be damaged (`tessera pull` checks and repairs it)")]
     Logits {
@@ -106,6 +112,11 @@ impl Error {
     /// A [`Error::Logits`] from any text.
     pub fn logits(what: impl Into<String>) -> Self {
         Self::Logits { what: what.into() }
+    }
+
+    /// A [`Error::Constraint`] from any text.
+    pub fn constraint(what: impl Into<String>) -> Self {
+        Self::Constraint { what: what.into() }
     }
 
     /// A [`Error::Cache`] from any text.

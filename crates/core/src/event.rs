@@ -93,6 +93,8 @@ pub enum FinishReason {
         /// The end token it chose.
         token: TokenId,
     },
+    /// The constraint is met and allows nothing more.
+    Constraint,
     /// As many tokens as were asked for.
     Length,
     /// The listener or the cancel flag stopped it.
@@ -102,11 +104,12 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// A word for people: `stop`, `end`, `length`, `cancelled`, `context full`.
+    /// A word for people: `stop`, `end`, `constraint met`, `length`, `cancelled`, `context full`.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Stop { .. } => "stop",
             Self::End { .. } => "end",
+            Self::Constraint => "constraint met",
             Self::Length => "length",
             Self::Cancelled => "cancelled",
             Self::ContextFull => "context full",

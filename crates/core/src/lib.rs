@@ -8,6 +8,7 @@ pub mod accept;
 pub mod backbone;
 pub mod cache;
 pub mod calibration;
+pub mod constrain;
 pub mod dist;
 pub mod draft;
 pub mod entry;
@@ -26,6 +27,10 @@ pub use backbone::{
 };
 pub use cache::{CacheTable, KeyForm};
 pub use calibration::Calibration;
+pub use constrain::{
+    Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint, ConstraintStats,
+    Drawn, Guard, Judged, Judgement, Predicate, TokenSet,
+};
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
 pub use event::{Control, Event, FinishReason};

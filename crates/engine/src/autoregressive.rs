@@ -11,12 +11,13 @@ use std::time::Instant;
 
 use tessera_core::dist::Sampler;
 use tessera_core::{
-    Backbone, Control, Event, FinishReason, Input, KvStore, LayerSchedule, Layers, Pass, Position,
-    Received, Result, Reveal, RowsOut, Segment, Sites, Vocabulary, Write,
+    Backbone, ConstraintStats, Control, Event, FinishReason, Input, KvStore, LayerSchedule, Layers,
+    Pass, Position, Received, Result, Reveal, RowsOut, Segment, Sites, Vocabulary, Write,
 };
 
 use crate::cast::Cast;
 use crate::choice::{Bounds, Choice};
+use crate::particles;
 use crate::reduction::{Evicted, Reduction, Seats, Step};
 use crate::request::{Outcome, Request, Stats};
 use crate::sequence::Sequence;
@@ -73,7 +74,7 @@ pub fn generate_in(
     };
     let bounds = Bounds { limit, max_tokens, seed: request.seed, ignore_end: request.ignore_end };
     let room = request.prompt.len().saturating_add(max_tokens.min(1024)).min(limit);
-    let mut schedule = None;
+    let (mut schedule, mut guard, mut particles) = (None, None, None);
     let mut reductions = Vec::new();
     let mut choices = Vec::with_capacity(request.choices);
     for index in 0..request.choices {
@@ -83,8 +84,12 @@ pub fn generate_in(
             schedule = cast.schedule.take();
             let policies = std::mem::take(&mut cast.policies);
             reductions.push(Reduction::new(policies, request.prompt.len()));
+            guard = cast.guard(model.vocabulary)?;
+            particles = cast.particles;
         }
-        choices.push(Choice::new(index, request, room, cast.into_speculation(&request.recipe))?);
+        let constrained = guard.as_ref().map(|guard| cast.constrained(guard.fork()));
+        let speculation = cast.into_speculation(&request.recipe);
+        choices.push(Choice::new(index, request, room, speculation, constrained)?);
     }
     let mut run = Run {
         model,
@@ -94,6 +99,9 @@ pub fn generate_in(
         stats: Stats { prompt_tokens: request.prompt.len(), ..Stats::default() },
         listener: Listener { call: listener, cancel, stopped: false, seconds: 0.0 },
     };
+    if let Some(settings) = particles {
+        return particles::generate(run, sequence, request, settings, choices, &mut reductions[0]);
+    }
     let done = match run.prefill(sequence, request, &mut reductions[0]) {
         Ok(true) if max_tokens > 0 => {
             run.decode(sequence, &mut choices, schedule.as_deref_mut(), &mut reductions)
@@ -116,32 +124,42 @@ pub fn generate_in(
         choice.stop(reason);
         run.listener.committed(choice, choice.made());
     }
-    let choices = choices.iter_mut().map(Choice::finish).collect();
-    Ok(Outcome { choices, stats: run.stats })
+    let finished = choices.iter_mut().map(Choice::finish).collect::<Result<_>>()?;
+    run.stats.constraint = constraint_stats(&choices);
+    Ok(Outcome { choices: finished, stats: run.stats, population: None })
+}
+
+/// What the constraint was asked over all choices, if there is one.
+pub(crate) fn constraint_stats(choices: &[Choice]) -> Option<ConstraintStats> {
+    let stats = choices.iter().filter_map(|c| c.constrained.as_ref()).map(|c| c.guard.stats());
+    stats.reduce(|mut sum, one| {
+        sum.add(&one);
+        sum
+    })
 }
 
 /// The listener, the time it took, and whether it or the cancel flag has stopped the run.
-struct Listener<'a> {
+pub(crate) struct Listener<'a> {
     call: &'a mut dyn FnMut(Event<'_>) -> Control,
     cancel: &'a AtomicBool,
-    stopped: bool,
-    seconds: f64,
+    pub(crate) stopped: bool,
+    pub(crate) seconds: f64,
 }
 
 impl Listener<'_> {
-    fn tell(&mut self, event: Event<'_>) {
+    pub(crate) fn tell(&mut self, event: Event<'_>) {
         let start = Instant::now();
         self.stopped |= (self.call)(event) == Control::Stop;
         self.seconds += start.elapsed().as_secs_f64();
     }
 
-    fn stopped(&mut self) -> bool {
+    pub(crate) fn stopped(&mut self) -> bool {
         self.stopped |= self.cancel.load(Ordering::Relaxed);
         self.stopped
     }
 
     /// Reports the tokens of `choice` from the `from`-th on, its fresh text, and its end.
-    fn committed(&mut self, choice: &Choice, from: usize) {
+    pub(crate) fn committed(&mut self, choice: &Choice, from: usize) {
         let (tokens, text) = (choice.tokens(from), choice.fresh());
         if !tokens.is_empty() || !text.is_empty() {
             self.tell(Event::Committed { choice: choice.index, tokens, text });
@@ -152,19 +170,19 @@ impl Listener<'_> {
     }
 }
 
-struct Run<'a> {
-    model: Model<'a>,
-    sampler: Sampler,
-    bounds: Bounds,
-    reveal: Reveal,
-    stats: Stats,
-    listener: Listener<'a>,
+pub(crate) struct Run<'a> {
+    pub(crate) model: Model<'a>,
+    pub(crate) sampler: Sampler,
+    pub(crate) bounds: Bounds,
+    pub(crate) reveal: Reveal,
+    pub(crate) stats: Stats,
+    pub(crate) listener: Listener<'a>,
 }
 
 impl Run<'_> {
     /// Computes what the cache lacks of the prompt; afterwards the logits of its last row are in
     /// `reveal`. Returns whether it got to the end.
-    fn prefill(
+    pub(crate) fn prefill(
         &mut self,
         sequence: &mut Sequence,
         request: &Request,
@@ -379,8 +397,13 @@ impl Run<'_> {
         choice.speculation.begin(known);
         loop {
             let made = choice.made();
-            let (token, guessed) =
-                choice.choose(&self.reveal, segment, &mut self.sampler, &self.bounds)?;
+            let (token, guessed) = choice.choose(
+                &self.reveal,
+                segment,
+                &mut self.sampler,
+                self.model.vocabulary,
+                &self.bounds,
+            )?;
             choice.commit(token, self.model.vocabulary, &self.bounds);
             self.stats.drawn_tokens += 1;
             self.listener.committed(choice, made);

@@ -2,9 +2,13 @@
 
 use tessera_core::dist::{Key, Sampler, Sampling, log_sum_exp};
 use tessera_core::text::{StopMatcher, StreamDecoder};
-use tessera_core::{FinishReason, KvStore, Position, Result, Reveal, TokenId, Vocabulary};
+use tessera_core::{
+    Constrained, Error, FinishReason, KvStore, Position, Result, Reveal, TokenId, Vocabulary,
+};
 
 use crate::autoregressive::Model;
+use crate::cast::Cast;
+use crate::pace::Pace;
 use crate::request::{Completion, Request};
 use crate::speculation::{Ahead, Speculation};
 
@@ -25,6 +29,7 @@ pub(crate) struct Choice {
     /// The text to follow, and what the model thought of it.
     forced: Vec<TokenId>,
     logprobs: Vec<f64>,
+    pub(crate) constrained: Option<Constrained>,
 }
 
 /// What a request fixes for all its choices.
@@ -41,6 +46,7 @@ impl Choice {
         request: &Request,
         room: usize,
         speculation: Speculation,
+        constrained: Option<Constrained>,
     ) -> Result<Self> {
         let mut history = Vec::with_capacity(room.max(request.prompt.len()));
         history.extend_from_slice(&request.prompt);
@@ -57,6 +63,7 @@ impl Choice {
             speculation,
             forced: request.forced.clone(),
             logprobs: Vec::new(),
+            constrained,
         })
     }
 
@@ -72,6 +79,8 @@ impl Choice {
         self.decoder.push(vocabulary.bytes(token), &mut self.piece);
         if let Some(index) = self.stops.push(&self.piece, &mut self.text) {
             self.reason = Some(FinishReason::Stop { index });
+        } else if self.constrained.as_ref().is_some_and(|c| c.guard.finished()) {
+            self.end(FinishReason::Constraint);
         } else if self.made() >= bounds.max_tokens {
             self.end(FinishReason::Length);
         } else if self.history.len() >= bounds.limit {
@@ -101,12 +110,13 @@ impl Choice {
         self.speculation.prepare(&ahead, model.backbone, cache, model.draft)
     }
 
-    /// Chooses the next token; see [`Speculation::choose`].
+    /// Chooses the next token, which must then be committed; see [`Speculation::choose`].
     pub(crate) fn choose(
         &mut self,
         reveal: &Reveal,
         segment: usize,
         sampler: &mut Sampler,
+        vocabulary: &dyn Vocabulary,
         bounds: &Bounds,
     ) -> Result<(TokenId, bool)> {
         if let Some(&token) = self.forced.get(self.made()) {
@@ -116,7 +126,14 @@ impl Choice {
             return Ok((token, false));
         }
         let key = Key::new(bounds.seed, self.index as u32, self.history.len() as Position);
-        self.speculation.choose(reveal, segment, &self.history, key, sampler)
+        let constrained = self.constrained.as_mut().map(|c| (c, vocabulary));
+        let history = &self.history;
+        let chosen =
+            self.speculation.choose(reveal, segment, history, key, sampler, constrained)?;
+        if let Some(constrained) = &mut self.constrained {
+            constrained.guard.accept(chosen.0, vocabulary)?;
+        }
+        Ok(chosen)
     }
 
     /// Tells the drafter what became of its guesses; see [`Speculation::learn`].
@@ -170,12 +187,70 @@ impl Choice {
         &self.history[self.prompt + from..]
     }
 
-    pub(crate) fn finish(&mut self) -> Completion {
-        Completion {
-            tokens: self.history.split_off(self.prompt),
-            text: std::mem::take(&mut self.text),
-            reason: self.reason.unwrap_or(FinishReason::Cancelled),
-            logprobs: std::mem::take(&mut self.logprobs),
+    /// A copy that grows apart from it, as the particle of this index: same text, a constraint state
+    /// of its own, nothing that drafts.
+    pub(crate) fn fork(&self, index: usize, request: &Request) -> Result<Self> {
+        let constrained = match &self.constrained {
+            None => None,
+            Some(own) => Some(Cast::new(&request.recipe)?.constrained(own.guard.fork())),
+        };
+        Ok(Self {
+            index,
+            history: self.history.clone(),
+            prompt: self.prompt,
+            decoder: self.decoder.clone(),
+            stops: self.stops.clone(),
+            text: self.text.clone(),
+            released: self.released,
+            piece: String::new(),
+            reason: self.reason,
+            speculation: Speculation::new(None, None, Pace::new(None)),
+            constrained,
+            forced: Vec::new(),
+            logprobs: Vec::new(),
+        })
+    }
+
+    /// Runs `part` on the text so far and its constraint.
+    pub(crate) fn with_constrained<R>(
+        &mut self,
+        part: impl FnOnce(&[TokenId], &mut Constrained) -> Result<R>,
+    ) -> Result<R> {
+        match &mut self.constrained {
+            Some(constrained) => part(&self.history, constrained),
+            None => Err(Error::constraint("particles need one")),
         }
+    }
+
+    /// Takes a token of a particle; only an end token ends it.
+    pub(crate) fn append(&mut self, token: TokenId, vocabulary: &dyn Vocabulary) {
+        if vocabulary.is_end(token) {
+            return self.end(FinishReason::End { token });
+        }
+        self.history.push(token);
+        self.piece.clear();
+        self.decoder.push(vocabulary.bytes(token), &mut self.piece);
+        self.text.push_str(&self.piece);
+    }
+
+    /// Makes all of the text fresh.
+    pub(crate) fn release(&mut self) {
+        self.released = 0;
+    }
+
+    pub(crate) fn finish(&mut self) -> Result<Completion> {
+        let reason = self.reason.unwrap_or(FinishReason::Cancelled);
+        let complete = match &mut self.constrained {
+            None => None,
+            Some(constrained) => Some(match reason {
+                FinishReason::End { .. } | FinishReason::Constraint => true,
+                // The text was cut before the stop string: who knows what is left.
+                FinishReason::Stop { .. } => false,
+                _ => constrained.guard.complete()?,
+            }),
+        };
+        let tokens = self.history.split_off(self.prompt);
+        let (text, logprobs) = (std::mem::take(&mut self.text), std::mem::take(&mut self.logprobs));
+        Ok(Completion { tokens, text, reason, logprobs, complete })
     }
 }

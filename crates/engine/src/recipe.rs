@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tessera_core::entry::{
     Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Place, Role, Settings, Site, find,
 };
-use tessera_core::{Calibration, Error, Result};
+use tessera_core::{Calibration, Constraint, Error, Result};
 
 use crate::pace::CostCurve;
 
@@ -25,10 +25,14 @@ pub struct Recipe {
     members: Vec<Member>,
     curve: Option<CostCurve>,
     calibration: Option<Arc<Calibration>>,
+    constraint: Option<Arc<dyn Constraint>>,
 }
 
 /// The slug of the plain run.
 const PLAIN: &str = "none";
+
+/// The slug of the particle loop.
+const PARTICLES: &str = "smc";
 
 impl Recipe {
     /// The plain run.
@@ -61,7 +65,7 @@ impl Recipe {
             members.push(Member { entry, settings: entry.resolve(&call.settings)? });
         }
         members.retain(|m| m.entry.slug != PLAIN);
-        Ok(Self { members, curve: None, calibration: None })
+        Ok(Self { members, curve: None, calibration: None, constraint: None })
     }
 
     /// The methods, in the order they were asked for; none for the plain run.
@@ -109,14 +113,50 @@ impl Recipe {
         self.calibration.is_none() && self.members.iter().any(|m| m.entry.needs.calibration)
     }
 
+    /// The recipe under a constraint of the caller's own (a predicate, say). It is no part of
+    /// [`Recipe::to_json`]: code does not come in by a request.
+    ///
+    /// # Errors
+    /// [`Error::Method`] naming a member that cannot work with it.
+    pub fn with_constraint(mut self, constraint: Arc<dyn Constraint>) -> Result<Self> {
+        let place = Place { role: Role::Constrain, site: Site::Constraint };
+        for member in &self.members {
+            let clash = member.entry.places.iter().find_map(|p| match p.clashes(place) {
+                true => Some(word(*p)),
+                false => unjudged(member.entry, true).map(str::to_owned),
+            });
+            if let Some(reason) = clash {
+                let what = format!("cannot be combined with a predicate: {reason}");
+                return Err(Error::Method { method: member.entry.slug.to_owned(), what });
+            }
+        }
+        self.constraint = Some(constraint);
+        Ok(self)
+    }
+
+    /// The caller's own constraint, if there is one.
+    pub fn constraint(&self) -> Option<&Arc<dyn Constraint>> {
+        self.constraint.as_ref()
+    }
+
+    /// Whether some texts are not allowed: by a member, or by the caller's own constraint.
+    pub fn is_constrained(&self) -> bool {
+        let rules = |m: &Member| m.entry.places.iter().any(|p| p.site == Site::Constraint);
+        self.constraint.is_some() || self.members.iter().any(rules)
+    }
+
     /// Whether this is the plain run.
     pub fn is_plain(&self) -> bool {
-        self.members.is_empty()
+        self.members.is_empty() && self.constraint.is_none()
     }
 
     /// What the combination promises: the weakest promise of its members.
     pub fn exactness(&self) -> Exactness {
-        self.members.iter().fold(Exactness::BitExact, |e, m| e.and(m.entry.exactness))
+        let own = match self.constraint {
+            Some(_) => Exactness::Lossy { what: "texts that the predicate refuses are not made" },
+            None => Exactness::BitExact,
+        };
+        self.members.iter().fold(own, |e, m| e.and(m.entry.exactness))
     }
 
     /// Checks that everything the members need is offered.
@@ -181,10 +221,22 @@ fn clash(a: &MethodEntry, b: &MethodEntry) -> Option<String> {
     if a.kind == Kind::Loop && b.kind == Kind::Loop {
         return Some("a run has one loop".to_owned());
     }
+    let crowded = |one: &MethodEntry, other: &MethodEntry| {
+        one.slug == PARTICLES && other.places.iter().any(|p| p.role != Role::Constrain)
+    };
+    if crowded(a, b) || crowded(b, a) {
+        let why =
+            "particles are resampled between tokens, so a pass holds nothing but their last ones";
+        return Some(why.to_owned());
+    }
+    let constrains = |e: &MethodEntry| e.places.iter().any(|p| p.role == Role::Constrain);
+    if let Some(reason) = unjudged(a, constrains(b)).or(unjudged(b, constrains(a))) {
+        return Some(reason.to_owned());
+    }
     let places = a.places.iter().flat_map(|p| b.places.iter().map(move |q| (p, q)));
     let reason = |(p, q): (&Place, &Place)| {
         if p.clashes(*q) {
-            return Some(word(p.role));
+            return Some(word(*p));
         }
         let met = |one: &Place, other: &Place, (role, with): (Role, Place)| {
             one.role == role && other.clashes(with)
@@ -202,13 +254,23 @@ const APART: &[((Role, Place), &str)] = &[(
      the plain run gives it",
 )];
 
-fn word(role: Role) -> String {
-    let decides = match role {
-        Role::Draft => "what is guessed ahead",
-        Role::Accept => "what of a draft is committed",
-        Role::Unmask => "the same seam of unmasking",
-        Role::Reduce => "the same site of what is kept",
-        Role::Constrain => "which tokens are allowed",
+/// Why an acceptance rule cannot work under a constraint.
+fn unjudged(entry: &MethodEntry, constrained: bool) -> Option<&'static str> {
+    let judges = entry.places.iter().any(|p| p.role == Role::Accept);
+    (constrained && judges && entry.exactness != Exactness::BitExact).then_some(
+        "it weighs a guess by its probability without the constraint. Next: `keyed`, which draws \
+         under the constraint and then compares",
+    )
+}
+
+fn word(place: Place) -> String {
+    let decides = match (place.role, place.site) {
+        (Role::Draft, _) => "what is guessed ahead",
+        (Role::Accept, _) => "what of a draft is committed",
+        (Role::Unmask, _) => "the same seam of unmasking",
+        (Role::Reduce, _) => "the same site of what is kept",
+        (Role::Constrain, Site::Sampler) => "how an allowed token is drawn",
+        (Role::Constrain, _) => "which tokens are allowed",
     };
     format!("both decide {decides}")
 }

@@ -50,6 +50,16 @@ static SKIP: MethodEntry =
     entry("skip", Kind::Policy, &[Place { role: Role::Reduce, site: Site::Layers }]);
 static LOOP_A: MethodEntry = entry("loop-a", Kind::Loop, &[]);
 static LOOP_B: MethodEntry = entry("loop-b", Kind::Loop, &[]);
+static SMC: MethodEntry = entry("smc", Kind::Loop, &[]);
+static RULE: MethodEntry =
+    entry("rule", Kind::Policy, &[Place { role: Role::Constrain, site: Site::Constraint }]);
+static DRAW: MethodEntry =
+    entry("draw", Kind::Policy, &[Place { role: Role::Constrain, site: Site::Sampler }]);
+static JUDGE: MethodEntry = JUDGES;
+static EXACT_JUDGE: MethodEntry =
+    MethodEntry { slug: "exact-judge", exactness: Exactness::BitExact, ..JUDGES };
+const JUDGES: MethodEntry =
+    entry("judge", Kind::Policy, &[Place { role: Role::Accept, site: Site::Whole }]);
 static NONE: MethodEntry =
     MethodEntry { exactness: Exactness::BitExact, ..entry("none", Kind::Loop, &[]) };
 static PROGRAM: MethodEntry = entry("program", Kind::Program, &[]);
@@ -58,8 +68,23 @@ static HUNGRY: MethodEntry = MethodEntry {
     exactness: Exactness::Lossy { what: "all" },
     ..entry("hungry", Kind::Policy, &[])
 };
-static ENTRIES: &[&MethodEntry] =
-    &[&DRAFT_A, &DRAFT_B, &KEEP_A, &KEEP_B, &SKIP, &LOOP_A, &LOOP_B, &NONE, &PROGRAM, &HUNGRY];
+static ENTRIES: &[&MethodEntry] = &[
+    &DRAFT_A,
+    &DRAFT_B,
+    &KEEP_A,
+    &KEEP_B,
+    &SKIP,
+    &LOOP_A,
+    &LOOP_B,
+    &NONE,
+    &PROGRAM,
+    &HUNGRY,
+    &SMC,
+    &RULE,
+    &DRAW,
+    &JUDGE,
+    &EXACT_JUDGE,
+];
 
 fn recipe(slugs: &[&str]) -> Result<Recipe> {
     let calls: Vec<MethodCall> = slugs
@@ -76,6 +101,8 @@ fn methods_at_different_places_compose() {
     assert_eq!(all.exactness(), Exactness::DistributionExact);
     assert_eq!(all.build().unwrap().len(), 4);
     assert_eq!(recipe(&["skip", "keep-a"]).unwrap().members().len(), 2);
+    assert_eq!(recipe(&["smc", "rule", "draw"]).unwrap().members().len(), 3);
+    assert!(recipe(&["draft-a", "exact-judge", "rule", "draw"]).unwrap().is_constrained());
     assert_eq!(all.to_json()[0], json!({"id": "draft-a", "size": 0}));
 }
 
@@ -98,6 +125,11 @@ fn every_wrong_combination_is_refused_by_both_names_and_a_reason() {
         (["draft-b", "program"], "own command"),
         (["skip", "draft-a"], "schedule of layers"),
         (["draft-a", "skip"], "schedule of layers"),
+        (["smc", "draft-a"], "resampled between tokens"),
+        (["keep-a", "smc"], "resampled between tokens"),
+        (["exact-judge", "smc"], "resampled between tokens"),
+        (["rule", "judge"], "without the constraint"),
+        (["judge", "draw"], "without the constraint"),
     ] {
         let error = recipe(&slugs).unwrap_err().to_string();
         assert!(error.contains(reason) && error.contains(slugs[1]), "{error}");

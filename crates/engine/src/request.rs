@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tessera_core::dist::Sampling;
 use tessera_core::entry::{Place, Role};
-use tessera_core::{Error, FinishReason, ModelSpec, Result, TokenId};
+use tessera_core::{ConstraintStats, Error, FinishReason, ModelSpec, Result, TokenId};
 
 use crate::recipe::Recipe;
 
@@ -98,6 +98,10 @@ impl Request {
             }
             Some(asked) => asked,
         };
+        if self.ignore_end && self.recipe.is_constrained() {
+            let rule = "left out under a constraint, which says where the text may end";
+            return Err(Error::setting("ignore-end", true, rule));
+        }
         let needed = self.prompt.len() + usize::from(self.max_tokens != Some(0));
         if needed > limit {
             return Err(Error::ContextFull { needed, limit, trained: spec.context });
@@ -119,6 +123,9 @@ pub struct Completion {
     /// truncations and at temperature 1; empty unless the request forces a text.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<f64>,
+    /// Whether the constraint is met; `None` without one. False for a text that ended in the middle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
 }
 
 /// What a request cost.
@@ -157,6 +164,9 @@ pub struct Stats {
     pub cache_bytes: usize,
     /// Largest such number seen: before an eviction, or at the end.
     pub peak_cache_bytes: usize,
+    /// What the constraint was asked, over all choices; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<ConstraintStats>,
 }
 
 impl Stats {
@@ -190,4 +200,33 @@ pub struct Outcome {
     pub choices: Vec<Completion>,
     /// What they cost.
     pub stats: Stats,
+    /// What the particle loop made; the choice is one of them, drawn by weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub population: Option<Population>,
+}
+
+/// One text of the particle loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Particle {
+    /// The text.
+    #[serde(flatten)]
+    pub completion: Completion,
+    /// Its share of all weights.
+    pub weight: f64,
+}
+
+/// What the particle loop made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Population {
+    /// All texts that have a weight, dead ones left out.
+    pub particles: Vec<Particle>,
+    /// Texts that grew together, the dead ones included.
+    pub count: usize,
+    /// The logarithm of the mean weight: an estimate of the probability that a text of the model
+    /// meets the constraint. The mean weight itself is unbiased.
+    pub log_probability: f64,
+    /// The effective number of texts at the end: `(sum W)^2 / sum W^2`.
+    pub effective: f64,
+    /// How often ancestors were drawn.
+    pub resamplings: usize,
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 use tessera_core::accept::{Keyed, guesses};
 use tessera_core::dist::{Sampler, Sampling};
 use tessera_core::{
-    Accept, Backbone, Decision, Draft, DraftContext, DraftTree, Error, Guess, KvStore, Lent, Mask,
-    Position, Result, Reveal, Row, TokenId, Verdict,
+    Accept, Backbone, Constrained, Decision, Draft, DraftContext, DraftTree, Error, Guess, KvStore,
+    Lent, Mask, Position, Result, Reveal, Row, TokenId, Verdict, Vocabulary,
 };
 
 use crate::pace::Pace;
@@ -159,6 +159,7 @@ impl Speculation {
         history: &[TokenId],
         key: tessera_core::dist::Key,
         sampler: &mut Sampler,
+        constrained: Option<(&mut Constrained, &dyn Vocabulary)>,
     ) -> Result<(TokenId, bool)> {
         let at = self.accepted.last().copied();
         guesses(&self.tree, at, &mut self.guesses);
@@ -169,6 +170,7 @@ impl Speculation {
             sampler,
             guesses: &self.guesses,
             laws: self.tree.laws(),
+            constrained,
         })?;
         let child = self.tree.child(at, token);
         self.accepted.extend(child);

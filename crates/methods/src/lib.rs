@@ -6,10 +6,13 @@
 
 pub mod accept;
 pub mod calibration;
+pub mod constrain;
 pub mod continuations;
 pub mod draft;
+pub mod guidance;
 pub mod loops;
 pub mod observation;
+pub mod predicate;
 pub mod programs;
 pub mod reduce;
 pub mod registry;

@@ -2,10 +2,11 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::{accept, draft, loops, programs, reduce};
+use crate::{accept, constrain, draft, loops, programs, reduce};
 
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
+    &constrain::awrs::ENTRY,
     &draft::cascade::ENTRY,
     &reduce::dapq::ENTRY,
     &draft::draft_model::ENTRY,
@@ -13,15 +14,20 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &reduce::fasa::ENTRY,
     &programs::exact_byte_level::ENTRY,
     &programs::finequant::ENTRY,
+    &constrain::grammar::ENTRY,
+    &constrain::json_schema::ENTRY,
     &accept::keyed::ENTRY,
+    &constrain::mask::ENTRY,
     &loops::none::ENTRY,
     &draft::prompt_lookup::ENTRY,
     &reduce::random_eviction::ENTRY,
     &draft::random_tree::ENTRY,
     &programs::reagent::ENTRY,
+    &constrain::regex::ENTRY,
     &accept::residual::ENTRY,
     &reduce::skipdecode::ENTRY,
     &draft::skipdecode_draft::ENTRY,
+    &loops::smc::ENTRY,
     &reduce::snapkv::ENTRY,
     &reduce::streaming::ENTRY,
     &draft::token_recycling::ENTRY,

@@ -29,10 +29,12 @@ pub use session::{Info, Options, Session};
 pub use tessera_core::dist::Sampling;
 pub use tessera_core::entry::{MethodCall, MethodEntry};
 pub use tessera_core::{Control, Event, FinishReason, TokenId, Vocabulary};
-pub use tessera_engine::{Completion, CostCurve, Outcome, Recipe, Request, Sequence, Stats};
-pub use tessera_methods::ENTRIES as METHODS;
+pub use tessera_engine::{
+    Completion, CostCurve, Outcome, Particle, Population, Recipe, Request, Sequence, Stats,
+};
 pub use tessera_methods::continuations::Continuations;
 pub use tessera_methods::programs::{exact_byte_level, reagent};
+pub use tessera_methods::{ENTRIES as METHODS, predicate};
 pub use tessera_model::chat::Message;
 
 /// Result with this crate's [`Error`].

@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::Args;
-use tessera_core::entry::MethodCall;
 use tessera_measure::tuned::{Tuned, data_dir};
 use tessera_runtime::{Backend, METHODS, Options, Recipe, Request, Sampling, Session};
 
 use crate::Globals;
 use crate::commands::store;
 use crate::commands::tune::typed;
+use crate::constraints::{ConstraintFlags, method_call};
 use crate::pull_progress::PullProgress;
 use crate::slow_bar::SlowBar;
 
@@ -86,7 +86,7 @@ impl ModelFlags {
                     return Ok(given);
                 }
             };
-            if !generate.method.is_empty() {
+            if !generate.is_open() {
                 let recipe = std::mem::take(&mut settings.recipe);
                 settings.recipe = recipe.with_curve(tuned.curve)?;
                 return Ok(given);
@@ -145,18 +145,17 @@ pub(crate) struct SamplingFlags {
     #[arg(long, visible_alias = "temp", env = "TESSERA_TEMPERATURE", value_name = "X",
         allow_negative_numbers = true, default_value_t = Sampling::default().temperature)]
     temperature: f32,
-    /// Only the K most probable tokens; 0 for all.
-    #[arg(long, env = "TESSERA_TOP_K", value_name = "K", allow_negative_numbers = true,
-        default_value_t = Sampling::default().top_k)]
-    top_k: usize,
-    /// Only the most probable tokens that together reach P; 1 for all.
-    #[arg(long, env = "TESSERA_TOP_P", value_name = "P", allow_negative_numbers = true,
-        default_value_t = Sampling::default().top_p)]
-    top_p: f32,
-    /// Only tokens at least P times as probable as the most probable one; 0 for all.
-    #[arg(long, env = "TESSERA_MIN_P", value_name = "P", allow_negative_numbers = true,
-        default_value_t = Sampling::default().min_p)]
-    min_p: f32,
+    /// Only the K most probable tokens; 0 for all (default: 40, and 0 under a constraint).
+    #[arg(long, env = "TESSERA_TOP_K", value_name = "K", allow_negative_numbers = true)]
+    top_k: Option<usize>,
+    /// Only the most probable tokens that together reach P; 1 for all (default: 0.95, and 1 under a
+    /// constraint).
+    #[arg(long, env = "TESSERA_TOP_P", value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Only tokens at least P times as probable as the most probable one; 0 for all (default: 0.05,
+    /// and 0 under a constraint).
+    #[arg(long, env = "TESSERA_MIN_P", value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
     /// Weakens tokens of the last `--penalty-window`: divides or multiplies their logit; 1 is off.
     #[arg(long, env = "TESSERA_REPEAT_PENALTY", value_name = "X", allow_negative_numbers = true,
         default_value_t = Sampling::default().repeat_penalty)]
@@ -179,13 +178,15 @@ pub(crate) struct SamplingFlags {
 }
 
 impl SamplingFlags {
-    /// The settings, checked.
-    pub(crate) fn sampling(&self) -> tessera_core::Result<Sampling> {
+    /// The settings, checked. Truncations apply before a constraint, and could leave it nothing: by
+    /// default there are none then.
+    pub(crate) fn sampling(&self, constrained: bool) -> tessera_core::Result<Sampling> {
+        let base = if constrained { Sampling::neutral() } else { Sampling::default() };
         let sampling = Sampling {
             temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
             repeat_penalty: self.repeat_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
@@ -231,19 +232,31 @@ pub(crate) struct GenerateFlags {
     #[arg(long, value_name = "MODEL")]
     pub(crate) draft_model: Option<String>,
     #[command(flatten)]
+    pub(crate) constraints: ConstraintFlags,
+    #[command(flatten)]
     pub(crate) sampling: SamplingFlags,
 }
 
 impl GenerateFlags {
+    /// Whether no method was asked for, so that what `tessera tune` found may be used.
+    pub(crate) fn is_open(&self) -> bool {
+        self.method.is_empty() && !self.constraints.any()
+    }
+
     /// Checks all that can be checked without a model.
     pub(crate) fn settings(&self) -> tessera_core::Result<Settings> {
-        let sampling = self.sampling.sampling()?;
         if self.tokens == 0 {
             return Err(tessera_core::Error::setting("tokens", "0", AT_LEAST_ONE));
         }
         tessera_core::text::StopMatcher::new(self.stop.iter().map(String::as_str))?;
-        let calls = self.method.iter().map(|text| MethodCall::parse(METHODS, text));
-        let recipe = Recipe::resolve(METHODS, &calls.collect::<tessera_core::Result<Vec<_>>>()?)?;
+        let calls = self.method.iter().map(|text| method_call(text));
+        let mut calls = calls.collect::<tessera_core::Result<Vec<_>>>()?;
+        calls.extend(self.constraints.calls()?);
+        let mut recipe = Recipe::resolve(METHODS, &calls)?;
+        if let Some(predicate) = self.constraints.predicate()? {
+            recipe = recipe.with_constraint(predicate)?;
+        }
+        let sampling = self.sampling.sampling(recipe.is_constrained())?;
         match (recipe.members().iter().find(|m| m.entry.needs.draft_model), &self.draft_model) {
             (Some(member), None) => {
                 let what = "needs a draft model. Next: --draft-model NAME, a smaller model with \

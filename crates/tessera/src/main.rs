@@ -2,6 +2,7 @@
 
 mod bench;
 mod commands;
+mod constraints;
 mod conversation;
 mod failure;
 mod flags;
@@ -20,7 +21,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Token-based generation in which every efficiency method can be switched on and checked.
 ///
-/// Exit codes: 0 done (also when Ctrl-C ended an answer), 1 failed, 2 the command line was wrong.
+/// Exit codes: 0 done (also when Ctrl-C ended an answer), 1 failed (also when an answer ended inside
+/// its constraint), 2 the command line was wrong.
 #[derive(Debug, Parser)]
 #[command(name = "tessera", version, about)]
 struct Cli {

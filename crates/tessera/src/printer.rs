@@ -68,12 +68,15 @@ impl<W: Write> Printer<W> {
             let mut numbers = json!(stats);
             numbers["prefill_rate"] = json!(stats.prefill_rate());
             numbers["decode_rate"] = json!(stats.decode_rate());
-            let summary = json!({
+            let mut summary = json!({
                 "event": "done",
                 "choices": outcome.choices,
                 "stats": numbers,
                 "seed": seed,
             });
+            if let Some(population) = &outcome.population {
+                summary["population"] = json!(population);
+            }
             writeln!(self.out, "{summary}")?;
         } else if !self.at_line_start {
             writeln!(self.out)?;
@@ -95,6 +98,11 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
         FinishReason::Stop { .. } => "stopped at a --stop text".to_owned(),
         reason => reason.word().to_owned(),
     };
+    let asked = match stats.constraint {
+        None => String::new(),
+        Some(c) if c.masks > 0 => format!(", {} masks and {} questions", c.masks, c.evaluations),
+        Some(c) => format!(", {} questions", c.evaluations),
+    };
     let drafted = match stats.drafted_tokens {
         0 => String::new(),
         n => format!(", {} of {n} guesses right", stats.accepted_tokens),
@@ -109,8 +117,8 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
         ),
     };
     format!(
-        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} passes{drafted}{forgotten} \
-         · {why} · seed {seed}]",
+        "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} \
+         passes{drafted}{asked}{forgotten} · {why} · seed {seed}]",
         stats.prefill_rate(),
         stats.drawn_tokens - usize::from(matches!(reason, FinishReason::End { .. })),
         stats.decode_rate(),
@@ -142,8 +150,9 @@ mod tests {
             text: "ab".to_owned(),
             reason,
             logprobs: Vec::new(),
+            complete: None,
         }];
-        Outcome { choices, stats }
+        Outcome { choices, stats, population: None }
     }
 
     fn print(json: bool) -> String {
@@ -173,7 +182,7 @@ mod tests {
 
     #[test]
     fn statistics_fit_a_line() {
-        let Outcome { stats, choices } = outcome();
+        let Outcome { stats, choices, .. } = outcome();
         insta::assert_snapshot!(stats_line(&stats, choices[0].reason, 5, 1024),
             @"[prompt 20 tokens (+10 reused), 40.0 tok/s · answer 10 tokens, 40.0 tok/s · 11 passes · end · seed 5]");
         let length = stats_line(&stats, FinishReason::Length, 5, 64);

@@ -1,17 +1,22 @@
+//! Long because every law stands here once, for the whole registry.
+//!
 //! Laws that every entry of the registry obeys.
 //!
 //! Each law is a function from an entry to what it found wrong, so that the same laws run over the
 //! registry (all must hold) and over deliberately broken entries (each must be caught).
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
+use tessera_core::constrain::Masking;
 use tessera_core::dist::chi::{ERROR_LEVEL, goodness};
-use tessera_core::dist::{Key, Sampling};
-use tessera_core::entry::{Exactness, Kind, Method, MethodCall, MethodEntry, Role};
+use tessera_core::dist::{Key, Sampler, Sampling};
+use tessera_core::entry::{Exactness, Kind, Method, MethodCall, MethodEntry, Role, Settings, Site};
 use tessera_core::{
-    Backbone, CacheOptions, Control, DraftContext, DraftTree, FinishReason, Lent, Pass, Reveal,
-    Segment, TokenId,
+    Backbone, CacheOptions, ConstrainedDraw, ConstrainedSampler, Constraint, Control, DraftContext,
+    DraftTree, FinishReason, Guard, Judged, Judgement, Lent, Pass, Predicate, Reveal, Segment,
+    TokenId, Vocabulary,
 };
 use tessera_engine::{
     Completion, CostCurve, Model, Outcome, Recipe, Request, Sequence, generate, generate_in,
@@ -40,6 +45,9 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("what a drafter has learnt changes no text", learnt),
     ("a schedule never takes a skipped layer up again", nested),
     ("the target's distribution is kept", distribution),
+    ("a constraint's rollback is exact and its forks are independent", states),
+    ("a constrained text meets its constraint", meets),
+    ("a constrained sampler draws what masking draws", draws_as_masking),
 ];
 
 /// Runs every law over every entry; returns one line per breach.
@@ -135,6 +143,31 @@ pub fn hashed_toy(seed: u64) -> Scripted {
     Scripted::hashed(258, 256, seed, 6.0).with_layers(LAYERS)
 }
 
+/// A toy that writes ASCII and ends, and never a control token.
+pub fn text_toy(seed: u64) -> Scripted {
+    let words = Words::bytes();
+    let end = words.end() as usize;
+    Scripted::new(258, 256, move |seen, logits| {
+        let mut key = Key::new(seed, 0, 0);
+        for &(position, token) in &seen[seen.len().saturating_sub(4)..] {
+            key = key.purpose(u64::from(position) << 32 | u64::from(token));
+        }
+        for (id, logit) in logits.iter_mut().enumerate() {
+            let text = (32..127).contains(&id) || id == end;
+            *logit = if text { 6.0 * key.uniform(id as TokenId) as f32 } else { f32::NEG_INFINITY };
+        }
+    })
+    .with_layers(LAYERS)
+}
+
+fn constrains(entry: &MethodEntry) -> bool {
+    entry.places.iter().any(|p| p.role == Role::Constrain)
+}
+
+fn sits(entry: &MethodEntry, site: Site) -> bool {
+    entry.places.iter().any(|p| p.site == site)
+}
+
 /// A toy that mostly says what it said after the last two tokens before, so that guesses come true.
 pub fn repeating_toy() -> Scripted {
     Scripted::new(258, 256, |seen, logits| {
@@ -184,9 +217,13 @@ pub fn toy_run_on(
 fn neutral(entry: &'static MethodEntry) -> Finding {
     let Some(settings) = entry.neutral else { return Ok(()) };
     let call = MethodCall { id: entry.slug.to_owned(), settings: settings() };
+    // A constraint keeps control tokens out of a text; a model without them is not changed.
+    let toy = if constrains(entry) { text_toy(11) } else { hashed_toy(11) };
     for sampling in [Sampling::greedy(), Sampling::neutral(), Sampling::default()] {
-        let with = toy_run(&[entry], std::slice::from_ref(&call), sampling)?;
-        let plain = toy_run(&[entry], &[], sampling)?;
+        let run =
+            |calls: &[MethodCall]| toy_run_on(&toy, &hashed_toy(12), &[entry], calls, sampling);
+        let (with, plain) = (run(std::slice::from_ref(&call))?, run(&[])?);
+        let with = Completion { complete: None, ..with };
         ensure(with == plain, || format!("{:?} instead of {:?}", with.tokens, plain.tokens))?;
     }
     Ok(())
@@ -196,6 +233,10 @@ fn neutral(entry: &'static MethodEntry) -> Finding {
 /// on which they come true, with the target itself as draft model among them.
 fn bit_exact(entry: &'static MethodEntry) -> Finding {
     if entry.exactness != Exactness::BitExact || matches!(entry.kind, Kind::Program) {
+        return Ok(());
+    }
+    if constrains(entry) {
+        // It takes no part without a constraint; under one it is compared with masking.
         return Ok(());
     }
     let call = MethodCall { id: entry.slug.to_owned(), settings: (entry.defaults)() };
@@ -340,6 +381,180 @@ fn learnt(entry: &'static MethodEntry) -> Finding {
         }
         let with = texts(run(&mut sequence, &toy, prompt, &calls))?;
         ensure(with == plain, || format!("{:?} instead of {:?}", with[0], plain[0]))?;
+    }
+    Ok(())
+}
+
+/// The constraint that `entry` builds at its defaults, if it is one.
+fn constraint(entry: &'static MethodEntry) -> Result<Option<Box<dyn Constraint>>, String> {
+    if !sits(entry, Site::Constraint) {
+        return Ok(None);
+    }
+    match (entry.build)(&(entry.defaults)()) {
+        Ok(Method::Constrain(constraint)) => Ok(Some(constraint)),
+        Ok(other) => Err(format!("says which texts are allowed and builds {other:?}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What a guard says about every byte and about ending here.
+fn answers(guard: &mut Guard, words: &Words) -> Result<Vec<bool>, String> {
+    let all = (0..words.len() as TokenId).map(|token| guard.check(token, words));
+    all.collect::<tessera_core::Result<Vec<bool>>>().map_err(|e| e.to_string())
+}
+
+/// Goes on with `steps` allowed bytes, by chance; returns the answers at every place.
+fn wander(
+    guard: &mut Guard,
+    words: &Words,
+    steps: u32,
+    seed: u64,
+) -> Result<Vec<Vec<bool>>, String> {
+    let mut places = vec![answers(guard, words)?];
+    for step in 0..steps {
+        let key = Key::new(seed, 0, step);
+        let allowed = (32..127).filter(|&t| places[step as usize][t as usize]);
+        let Some(token) = allowed.max_by_key(|&t| key.bits(t)) else { break };
+        guard.accept(token, words).map_err(|e| e.to_string())?;
+        places.push(answers(guard, words)?);
+    }
+    Ok(places)
+}
+
+fn states(entry: &'static MethodEntry) -> Finding {
+    let Some(constraint) = constraint(entry)? else { return Ok(()) };
+    let words = Words::bytes();
+    let text = |e: tessera_core::Error| e.to_string();
+    for seed in 0..6 {
+        let mut guard = Guard::new(constraint.begin(&words).map_err(text)?, &words);
+        let places = wander(&mut guard, &words, 12, seed)?;
+        ensure(!places.iter().any(|p| p[words.control() as usize]), || {
+            "a control token is allowed".to_owned()
+        })?;
+        let made = places.len() - 1;
+        for back in [1, 3, 100] {
+            let back = back.min(made);
+            // Whatever a fork does, the text it came from stays as it was.
+            let mut fork = guard.fork();
+            wander(&mut fork, &words, 3, seed + 50)?;
+            let there = answers(&mut guard.fork(), &words)?;
+            ensure(there == places[made], || "a fork changed the text it came from".to_owned())?;
+            fork = guard.fork();
+            fork.rollback(back).map_err(text)?;
+            let there = answers(&mut fork, &words)?;
+            ensure(there == places[made - back], || {
+                format!("after a rollback by {back} of {made} tokens the answers are others")
+            })?;
+        }
+        ensure(guard.rollback(made + 1).is_err(), || {
+            "a rollback by more tokens than there are is no error".to_owned()
+        })?;
+    }
+    Ok(())
+}
+
+/// A pattern that a toy's random text does not match by itself.
+const STRICT: &str = "([a-m]{2,5} )*[0-9]{1,9}(\\.[0-9]+)?";
+
+/// Texts made under a constraint are read again by a fresh state.
+fn meets(entry: &'static MethodEntry) -> Finding {
+    let call = MethodCall { id: entry.slug.to_owned(), settings: (entry.defaults)() };
+    let regex = &tessera_methods::constrain::regex::ENTRY;
+    let strict = Settings::from_iter([("pattern".to_owned(), json!(STRICT))]);
+    let (source, calls) = if sits(entry, Site::Sampler) {
+        let rule = MethodCall { id: regex.slug.to_owned(), settings: strict.clone() };
+        (regex.resolve(&strict).and_then(|full| (regex.build)(&full)), vec![rule, call])
+    } else if sits(entry, Site::Constraint) {
+        ((entry.build)(&call.settings), vec![call])
+    } else {
+        return Ok(());
+    };
+    let Ok(Method::Constrain(source)) = source else {
+        return Err("builds no constraint".to_owned());
+    };
+    let words = Words::bytes();
+    for (seed, sampling) in (0..8).flat_map(|s| [(s, Sampling::greedy()), (s, Sampling::neutral())])
+    {
+        let toy = text_toy(seed);
+        let made = toy_run_on(&toy, &hashed_toy(12), &[entry, regex], &calls, sampling)?;
+        let text = |e: tessera_core::Error| e.to_string();
+        let mut guard = Guard::new(source.begin(&words).map_err(text)?, &words);
+        for &token in &made.tokens {
+            ensure(guard.check(token, &words).map_err(text)?, || {
+                format!("{:?} does not begin an allowed text", made.text)
+            })?;
+            guard.accept(token, &words).map_err(text)?;
+        }
+        let complete = guard.complete().map_err(text)?;
+        ensure(made.complete == Some(complete), || {
+            format!("{:?} is reported complete: {:?}", made.text, made.complete)
+        })?;
+        let ended = matches!(made.reason, FinishReason::End { .. } | FinishReason::Constraint);
+        ensure(complete || !ended, || format!("{:?} ended inside its constraint", made.text))?;
+    }
+    Ok(())
+}
+
+/// Allows bytes that are no multiple of three.
+#[derive(Debug)]
+struct NoThirds;
+
+impl Predicate for NoThirds {
+    fn judge(&self, text: &[u8]) -> tessera_core::Result<Judgement> {
+        let allowed = text.last().is_none_or(|b| b % 3 != 0);
+        Ok(Judgement { allowed, complete: text.len() > 1 })
+    }
+}
+
+/// Samplers are asked directly, on random logits under every truncation.
+fn draws_as_masking(entry: &'static MethodEntry) -> Finding {
+    if !sits(entry, Site::Sampler) {
+        return Ok(());
+    }
+    let Ok(Method::Sample(mut sampler)) = (entry.build)(&(entry.defaults)()) else {
+        return Err("says how tokens are drawn and builds no sampler".to_owned());
+    };
+    let words = Words::bytes();
+    let text = |e: tessera_core::Error| e.to_string();
+    let rule = Judged(Arc::new(NoThirds));
+    let settings = [
+        Sampling::greedy(),
+        Sampling::neutral(),
+        Sampling::default(),
+        Sampling { top_k: 5, temperature: 2.0, ..Sampling::neutral() },
+        Sampling { top_p: 0.5, ..Sampling::neutral() },
+    ];
+    for (position, sampling) in (0..60).flat_map(|p| settings.map(|s| (p, s))) {
+        let key = Key::new(5, 0, position);
+        let logits: Vec<f32> = (0..258).map(|id| 6.0 * key.uniform(id) as f32).collect();
+        let mut settings = Sampler::new(sampling).map_err(text)?;
+        let mut law = Vec::new();
+        settings.distribution(&logits, &[], &mut law).map_err(text)?;
+        let mut draw = |sampler: &mut dyn ConstrainedSampler, weighted| {
+            let mut guard = Guard::new(rule.begin(&words)?, &words);
+            guard.accept(97, &words)?;
+            guard.accept(98, &words)?;
+            sampler.draw(&mut ConstrainedDraw {
+                logits: &logits,
+                history: &[],
+                key,
+                sampler: &mut settings,
+                guard: &mut guard,
+                vocabulary: &words,
+                weighted,
+            })
+        };
+        let masked = draw(&mut Masking::default(), true).map_err(text)?;
+        for weighted in [false, true] {
+            let drawn = draw(&mut *sampler, weighted).map_err(text)?;
+            ensure(drawn.token == masked.token, || {
+                format!("{:?} instead of {:?} under {sampling:?}", drawn.token, masked.token)
+            })?;
+            let left = |t: TokenId| law.iter().any(|&(l, _)| l == t) || sampling.temperature == 0.0;
+            ensure(drawn.token.is_none_or(left), || {
+                format!("{:?} was removed by truncation", drawn.token)
+            })?;
+        }
     }
     Ok(())
 }

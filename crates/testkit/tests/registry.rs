@@ -1,12 +1,17 @@
 //! The laws over the whole registry, and proof that each law can fail.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
     defaults_of, find, resolve_as, schema_of,
 };
-use tessera_core::{Accept, Decision, Draft, DraftContext, DraftTree, LayerSchedule};
+use tessera_core::{
+    Accept, Constrain, ConstrainedDraw, ConstrainedSampler, Constraint, Decision, Draft,
+    DraftContext, DraftTree, Drawn, LayerSchedule, Vocabulary,
+};
 use tessera_methods::ENTRIES;
 use tessera_testkit::{laws, source};
 
@@ -243,6 +248,113 @@ impl Accept for Careless {
     }
 }
 
+/// Draws without looking at the constraint.
+#[derive(Debug)]
+struct Heedless;
+
+impl ConstrainedSampler for Heedless {
+    fn draw(&mut self, place: &mut ConstrainedDraw<'_>) -> tessera_core::Result<Drawn> {
+        let token = place.sampler.draw(place.logits, place.history, place.key)?;
+        Ok(Drawn { token: Some(token), log_weight: 0.0 })
+    }
+}
+
+/// Takes the most probable allowed token, whatever truncation left.
+#[derive(Debug)]
+struct Reviver;
+
+impl ConstrainedSampler for Reviver {
+    fn draw(&mut self, place: &mut ConstrainedDraw<'_>) -> tessera_core::Result<Drawn> {
+        let mut order: Vec<u32> = (0..place.logits.len() as u32).collect();
+        let logit = |t: u32| place.logits[t as usize];
+        order.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)));
+        for token in order {
+            if place.guard.check(token, place.vocabulary)? {
+                return Ok(Drawn { token: Some(token), log_weight: 0.0 });
+            }
+        }
+        Ok(Drawn::NOTHING)
+    }
+}
+
+/// Two wrong ways to hold the state of "no two equal letters in a row": each is right otherwise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    Rollback,
+    Fork,
+}
+
+#[derive(Debug)]
+struct Wrong(Fault);
+
+#[derive(Debug, Clone)]
+struct WrongState {
+    fault: Fault,
+    text: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Constraint for Wrong {
+    fn begin(&self, _: &dyn Vocabulary) -> tessera_core::Result<Box<dyn Constrain>> {
+        Ok(Box::new(WrongState { fault: self.0, text: Arc::default() }))
+    }
+}
+
+impl WrongState {
+    fn text(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Constrain for WrongState {
+    fn check(&mut self, _: u32, bytes: &[u8]) -> tessera_core::Result<bool> {
+        Ok(self.text().last() != bytes.first())
+    }
+
+    fn complete(&mut self) -> tessera_core::Result<bool> {
+        Ok(self.text().len().is_multiple_of(2))
+    }
+
+    fn accept(&mut self, _: u32, bytes: &[u8]) -> tessera_core::Result<()> {
+        self.text().extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn rollback(&mut self, tokens: usize) -> tessera_core::Result<()> {
+        let length = self.text().len();
+        let Some(left) = length.checked_sub(tokens) else {
+            return Err(tessera_core::constrain::too_far(tokens, length));
+        };
+        let more = usize::from(self.fault == Fault::Rollback && tokens > 1);
+        self.text().truncate(left + more);
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Constrain> {
+        if self.fault == Fault::Fork {
+            return Box::new(self.clone());
+        }
+        let text = Arc::new(Mutex::new(self.text().clone()));
+        Box::new(Self { fault: self.fault, text })
+    }
+}
+
+const RULE: &[Place] = &[Place { role: Role::Constrain, site: Site::Constraint }];
+const DRAW: &[Place] = &[Place { role: Role::Constrain, site: Site::Sampler }];
+const DRAWS: MethodEntry = MethodEntry { places: DRAW, neutral: None, ..entry::<Good>() };
+static HEEDLESS: MethodEntry =
+    MethodEntry { build: |_| Ok(Method::Sample(Box::new(Heedless))), ..DRAWS };
+static REVIVER: MethodEntry =
+    MethodEntry { build: |_| Ok(Method::Sample(Box::new(Reviver))), ..DRAWS };
+const WRONG: MethodEntry = MethodEntry {
+    places: RULE,
+    exactness: Exactness::Lossy { what: "most texts" },
+    ..entry::<Good>()
+};
+static WRONG_ROLLBACK: MethodEntry =
+    MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Fault::Rollback)))), ..WRONG };
+static WRONG_FORK: MethodEntry =
+    MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Fault::Fork)))), ..WRONG };
+
 static CHOOSY: MethodEntry = MethodEntry {
     slug: "choosy",
     places: &[Place { role: Role::Draft, site: Site::Whole }],
@@ -302,6 +414,12 @@ fn a_broken_entry_fails_each_law() {
         (&GULLIBLE, "the target's distribution"),
         (&CHOOSY, "the target's distribution"),
         (&CARELESS, "the target's distribution"),
+        (&HEEDLESS, "a constrained text meets"),
+        (&HEEDLESS, "a constrained sampler draws"),
+        (&REVIVER, "a constrained sampler draws"),
+        (&WRONG_ROLLBACK, "a constraint's rollback"),
+        (&WRONG_FORK, "a constraint's rollback"),
+        (&WRONG_FORK, "neutral settings"),
     ] {
         let found = laws::check(&[broken]);
         assert!(found.iter().any(|f| f.contains(law)), "{law}: {found:#?}");

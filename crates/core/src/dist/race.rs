@@ -118,6 +118,46 @@ pub fn draw_of(candidates: &[Candidate], max: f32, temperature: f32, key: Key) -
     Some(race.winner)
 }
 
+/// The first `count` of the candidates to arrive, in that order; the first one is [`draw_of`]'s.
+///
+/// Taken one after another they are draws without replacement: each has the candidates' law
+/// restricted to those that have not arrived yet.
+pub fn first_of<'a>(
+    candidates: impl Iterator<Item = &'a Candidate>,
+    max: f32,
+    temperature: f32,
+    key: Key,
+    count: usize,
+) -> Vec<Candidate> {
+    let (max, inverse) = (f64::from(max), 1.0 / f64::from(temperature));
+    let order =
+        |a: &(f64, Candidate), b: &(f64, Candidate)| b.0.total_cmp(&a.0).then(a.1.id.cmp(&b.1.id));
+    let room = count.saturating_mul(2).max(count.saturating_add(64));
+    let mut home: Vec<(f64, Candidate)> = Vec::new();
+    // The last score that still counts, once `count` have arrived.
+    let mut last = f64::NEG_INFINITY;
+    for c in candidates {
+        let bits = key.bits(c.id);
+        let base = (f64::from(c.logit) - max) * inverse;
+        let zeros = bits.leading_zeros().min(LARGEST - 1);
+        if base + times_ln2(zeros + 1) + SLACK < last {
+            continue;
+        }
+        let score = base - ln(neg_ln_1m(open(bits)));
+        if score >= last {
+            home.push((score, *c));
+        }
+        if home.len() >= room && count > 0 {
+            home.select_nth_unstable_by(count - 1, order);
+            home.truncate(count);
+            last = home[count - 1].0;
+        }
+    }
+    home.sort_unstable_by(order);
+    home.truncate(count);
+    home.into_iter().map(|(_, c)| c).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +215,27 @@ mod tests {
                 assert_eq!(draw_of(&listed, logit, temperature, key), Some(want), "{round}");
                 listed.reverse();
                 assert_eq!(draw_of(&listed, logit, temperature, key), Some(want), "{round}");
+            }
+        }
+    }
+
+    #[test]
+    fn arrivals_are_draws_from_those_that_are_left() {
+        for round in 0..60u64 {
+            let n = 1 + (round as usize * 53) % 900;
+            let values = logits(round, n, [0.0, 2.0, 30.0][round as usize % 3]);
+            let max = argmax(&values).unwrap().1;
+            let all: Vec<Candidate> =
+                (0..).zip(&values).map(|(id, &logit)| Candidate { id, logit }).collect();
+            for count in [0, 1, 3, 70, 2000] {
+                let key = Key::new(round, 1, count as u32);
+                let home = first_of(all.iter(), max, 0.7, key, count);
+                assert_eq!(home.len(), count.min(n));
+                let mut left = all.clone();
+                for c in home {
+                    assert_eq!(Some(c.id), draw_of(&left, max, 0.7, key), "{round} {count}");
+                    left.retain(|l| l.id != c.id);
+                }
             }
         }
     }

@@ -6,7 +6,7 @@
 //! never depends on an order of candidates.
 
 use super::key::Key;
-use super::race::{Candidate, draw_all, draw_of};
+use super::race::{Candidate, draw_all, draw_of, first_of};
 use super::sampling::Sampling;
 use super::scalar::{exp, ln};
 use super::softmax::argmax;
@@ -62,6 +62,162 @@ impl Sampler {
                 draw_of(&self.kept, first.logit, temperature, key).unwrap_or(first.id)
             }
         })
+    }
+
+    /// Tokens that [`Sampler::draw`] can draw, into `out`; at temperature 0 all of positive
+    /// probability.
+    ///
+    /// # Errors
+    /// As [`Sampler::draw`].
+    pub fn support(
+        &mut self,
+        logits: &[f32],
+        history: &[TokenId],
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
+        out.clear();
+        match self.truncate(logits, history)?.1 {
+            Support::Listed => out.extend(self.kept.iter().map(|c| c.id)),
+            Support::AtLeast(floor) => {
+                let floor = self.reach_down(floor);
+                let tokens = (0..).zip(self.effective(logits, history));
+                out.extend(tokens.filter(|&(_, &l)| there(l, floor)).map(|(id, _)| id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The draw among those tokens that are `allowed`, with the probabilities they have in
+    /// [`Sampler::draw`] made to sum to 1; at temperature 0 the most probable one. `None` if there
+    /// are none. Where all are allowed it is the token of [`Sampler::draw`].
+    ///
+    /// # Errors
+    /// As [`Sampler::draw`].
+    pub fn draw_allowed(
+        &mut self,
+        logits: &[f32],
+        history: &[TokenId],
+        key: Key,
+        allowed: impl Fn(TokenId) -> bool,
+    ) -> Result<Option<TokenId>> {
+        let max = self.candidates(logits, history, &allowed)?;
+        let temperature = self.settings.temperature;
+        if temperature == 0.0 {
+            return Ok(self.kept.iter().min_by(|a, b| order(a, b)).map(|c| c.id));
+        }
+        Ok(draw_of(&self.kept, max, temperature, key))
+    }
+
+    /// The probability in [`Sampler::draw`] of the tokens that are `allowed`. At temperature 0 it is
+    /// that of the most probable token: 1 or 0.
+    ///
+    /// # Errors
+    /// As [`Sampler::draw`].
+    pub fn mass(
+        &mut self,
+        logits: &[f32],
+        history: &[TokenId],
+        allowed: impl Fn(TokenId) -> bool,
+    ) -> Result<f64> {
+        if self.settings.temperature == 0.0 {
+            let first = self.truncate(logits, history)?.0;
+            return Ok(f64::from(u8::from(allowed(first.id))));
+        }
+        let max = self.candidates(logits, history, &|_| true)?;
+        let weight = |logit: f32| exp(self.scaled(logit, max));
+        let (mut some, mut all) = (0.0, 0.0);
+        for c in &self.kept {
+            let w = weight(c.logit);
+            all += w;
+            some += if allowed(c.id) { w } else { 0.0 };
+        }
+        Ok(some / all)
+    }
+
+    /// The first `count` tokens in the order in which the race of [`Sampler::draw`] brings them
+    /// home (so the first one is its token, and each of the others is drawn from those that are
+    /// left), with their probabilities, into `out`; at temperature 0 the most probable ones first, with
+    /// probability 1 for the first of all. Tokens for which `possible` is false take no part; the
+    /// probabilities are relative to those that do.
+    ///
+    /// Returns the probability of the tokens that take part, and the largest probability among
+    /// them; without `weighted`, which spares the sums, these and the probabilities are NaN.
+    ///
+    /// # Errors
+    /// As [`Sampler::draw`].
+    pub fn arrivals(
+        &mut self,
+        (logits, history, key): (&[f32], &[TokenId], Key),
+        possible: impl Fn(TokenId) -> bool,
+        count: usize,
+        weighted: bool,
+        out: &mut Vec<(TokenId, f64)>,
+    ) -> Result<(f64, f64)> {
+        out.clear();
+        let max = self.candidates(logits, history, &|_| true)?;
+        let temperature = self.settings.temperature;
+        if temperature == 0.0 {
+            let first = self.kept.iter().min_by(|a, b| order(a, b)).map(|c| c.id);
+            self.kept.retain(|c| possible(c.id));
+            self.kept.sort_unstable_by(order);
+            let p = |c: &Candidate| f64::from(u8::from(first == Some(c.id)));
+            out.extend(self.kept.iter().take(count).map(|c| (c.id, p(c))));
+            let share = f64::from(u8::from(first.is_some_and(possible)));
+            return Ok((share, share));
+        }
+        let (mut some, mut share, mut peak) = (f64::NAN, f64::NAN, f64::NAN);
+        if weighted {
+            let (mut part, mut all, mut top) = (0.0, 0.0, 0.0);
+            for c in &self.kept {
+                let w = exp(self.scaled(c.logit, max));
+                all += w;
+                if possible(c.id) {
+                    part += w;
+                    top = f64::max(top, w);
+                }
+            }
+            (some, share, peak) = (part, part / all, top / part);
+        }
+        let mut kept = std::mem::take(&mut self.kept);
+        let takes_part = kept.iter().filter(|c| possible(c.id));
+        let first = first_of(takes_part, max, temperature, key, count);
+        kept.clear();
+        self.kept = kept;
+        let p = |c: &Candidate| exp(self.scaled(c.logit, max)) / some;
+        out.extend(first.iter().map(|c| (c.id, p(c))));
+        Ok((share, peak))
+    }
+
+    /// Fills `kept` with the allowed tokens that take part; returns the largest logit of all.
+    fn candidates(
+        &mut self,
+        logits: &[f32],
+        history: &[TokenId],
+        allowed: &dyn Fn(TokenId) -> bool,
+    ) -> Result<f32> {
+        let (first, support) = self.truncate(logits, history)?;
+        match support {
+            Support::Listed => self.kept.retain(|c| allowed(c.id)),
+            Support::AtLeast(floor) => {
+                let floor = self.reach_down(floor);
+                let mut kept = std::mem::take(&mut self.kept);
+                kept.clear();
+                let tokens = (0..).zip(self.effective(logits, history));
+                let taking_part = tokens.filter(|&(id, &l)| there(l, floor) && allowed(id));
+                kept.extend(taking_part.map(|(id, &logit)| Candidate { id, logit }));
+                self.kept = kept;
+            }
+        }
+        Ok(first.logit)
+    }
+
+    /// The floor of who takes part: temperature 0 looks down to the last token.
+    fn reach_down(&self, floor: f64) -> f64 {
+        if self.settings.temperature == 0.0 { f64::NEG_INFINITY } else { floor }
+    }
+
+    fn scaled(&self, logit: f32, max: f32) -> f64 {
+        (f64::from(logit) - f64::from(max)) / f64::from(self.settings.temperature)
     }
 
     /// The distribution that [`Sampler::draw`] draws from: tokens of positive probability in
@@ -155,6 +311,11 @@ impl Sampler {
             *logit -= s.presence_penalty + same.len() as f32 * s.frequency_penalty;
         }
     }
+}
+
+/// Whether a token takes part; one of probability 0 never does.
+fn there(logit: f32, floor: f64) -> bool {
+    logit > f32::NEG_INFINITY && f64::from(logit) >= floor
 }
 
 /// Most probable first, the smaller id first among equals.

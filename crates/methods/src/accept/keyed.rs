@@ -57,6 +57,7 @@ mod tests {
                     sampler: &mut sampler,
                     guesses: &guesses,
                     laws: &[],
+                    constrained: None,
                 };
                 assert_eq!(Keyed.choose(&mut decision).unwrap(), plain);
             }

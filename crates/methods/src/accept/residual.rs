@@ -145,6 +145,7 @@ mod tests {
                 sampler: &mut sampler,
                 guesses: &guess(key.purpose(99)),
                 laws: &laws,
+                constrained: None,
             });
             counts[token.unwrap() as usize] += 1;
         }

@@ -129,7 +129,7 @@ struct Done {
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = arguments.exact.settings()?;
-    let mut sampler = Sampler::new(arguments.sampling.sampling()?)?;
+    let mut sampler = Sampler::new(arguments.sampling.sampling(false)?)?;
     let models = &arguments.models;
     let several = models.model.len() > 1;
     if several && !arguments.exact_bytes {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Read, Write};
 use clap::builder::FalseyValueParser;
 use serde_json::json;
 use tessera_core::entry::plain_json;
-use tessera_runtime::{Message, Prompt, Session};
+use tessera_runtime::{Completion, FinishReason, Message, Outcome, Prompt, Session};
 
 use crate::Globals;
 use crate::failure::BadUsage;
@@ -60,7 +60,21 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         let line = stats_line(&outcome.stats, reason, request.seed, settings.tokens);
         let _ = writeln!(std::io::stderr(), "{line}");
     }
-    Ok(())
+    complete(&outcome)
+}
+
+/// A text that ended in the middle of its constraint is no answer to what was asked.
+fn complete(outcome: &Outcome) -> anyhow::Result<()> {
+    let cut = |c: &&Completion| c.complete == Some(false) && c.reason != FinishReason::Cancelled;
+    match outcome.choices.iter().find(cut) {
+        None => Ok(()),
+        Some(choice) => Err(anyhow::anyhow!(
+            "incomplete: the answer ended inside its constraint ({}, {} tokens). Next: more tokens \
+             (-n), or ask for less",
+            choice.reason.word(),
+            choice.tokens.len()
+        )),
+    }
 }
 
 /// The first JSON line: what is about to run.
@@ -78,6 +92,7 @@ fn started(
         "sampling": plain_json(&request.sampling),
         "seed": request.seed,
         "methods": request.recipe.to_json(),
+        "predicate": request.recipe.constraint().is_some(),
     });
     writeln!(std::io::stdout(), "{line}")
 }
