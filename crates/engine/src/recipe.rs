@@ -159,6 +159,21 @@ impl Recipe {
         self.members.iter().fold(own, |e, m| e.and(m.entry.exactness))
     }
 
+    /// What the members' promises are about: the plain run, under the recipe's constraint if it has one.
+    #[must_use]
+    pub fn reference(&self) -> Self {
+        let rules = |m: &&Member| m.entry.places.iter().any(|p| p.site == Site::Constraint);
+        let members = self.members.iter().filter(rules).cloned().collect();
+        Self { members, constraint: self.constraint.clone(), ..Self::default() }
+    }
+
+    /// What the combination promises about the texts of its [`Recipe::reference`].
+    pub fn promise(&self) -> Exactness {
+        let rules = |m: &&Member| m.entry.places.iter().any(|p| p.site == Site::Constraint);
+        let others = self.members.iter().filter(|m| !rules(m));
+        others.fold(Exactness::BitExact, |e, m| e.and(m.entry.exactness))
+    }
+
     /// Checks that everything the members need is offered.
     ///
     /// # Errors

@@ -9,10 +9,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
+use serde_json::Value;
 use tessera_core::FinishReason;
 use tessera_core::TokenId;
 use tessera_core::dist::Sampling;
-use tessera_core::entry::{Kind, MethodCall, MethodEntry, Offer, Role, find};
+use tessera_core::entry::{Kind, MethodCall, MethodEntry, Offer, Role, Site, find};
 use tessera_engine::{CostCurve, Model, Recipe, Request, Sequence, generate_in};
 
 use crate::check::Task;
@@ -75,6 +76,21 @@ pub fn recipes(
         let names: Vec<&str> = recipe.members().iter().map(|m| m.entry.slug).collect();
         Ok((names.join(" + "), recipe))
     };
+    let draws = entry.places.iter().any(|p| p.site == Site::Sampler);
+    let rules = |c: &MethodCall| {
+        find(entries, &c.id).is_ok_and(|e| e.places.iter().any(|p| p.site == Site::Constraint))
+    };
+    if draws && !with.iter().any(rules) {
+        // It draws under a constraint: here are two.
+        let mut all = Vec::new();
+        for (id, setting, value) in CONSTRAINTS {
+            let settings = [(setting.to_owned(), Value::from(value))].into_iter().collect();
+            let one = make(&[MethodCall { id: id.to_owned(), settings }])?;
+            one.1.fits(offer)?;
+            all.push(one);
+        }
+        return Ok(all);
+    }
     if !has_role(entry, Role::Accept) || with.iter().any(drafts) {
         let one = make(&[])?;
         one.1.fits(offer)?;
@@ -90,6 +106,17 @@ pub fn recipes(
     }
     Ok(all)
 }
+
+/// Constraints under which a sampler is tried if none is given: one that the model often follows by
+/// itself, one that it does not.
+pub const CONSTRAINTS: [(&str, &str, &str); 2] = [
+    ("regex", "pattern", "[A-Z][a-z ,]{20,200}\\."),
+    (
+        "json-schema",
+        "schema",
+        r#"{"type":"object","properties":{"title":{"type":"string","maxLength":40},"tags":{"type":"array","items":{"enum":["a","b","c"]},"maxItems":4},"count":{"type":"integer"}},"required":["title","tags","count"],"additionalProperties":false}"#,
+    ),
+];
 
 /// What a lossy method is told.
 pub fn nothing_to_prove(slug: &str, what: &str) -> String {
@@ -176,6 +203,7 @@ pub fn bit_exact(
                 }
                 Ok(outcome.choices.into_iter().map(|c| (c.tokens, c.reason)).collect())
             };
+            request.recipe = recipe.reference();
             let plain = all(&mut plainly, &Request { choices: CHOICES, ..request.clone() })?;
             request.recipe = recipe.clone();
             for (state, texts, tokens, first) in &mut seen {

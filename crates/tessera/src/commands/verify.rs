@@ -80,7 +80,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let loaded = arguments.models.open(globals)?;
     let model = loaded.model();
     let recipes = recipes(METHODS, &call, &with, &trial::offer(model))?;
-    let promise = recipes.iter().fold(entry.exactness, |e, (_, r)| e.and(r.exactness()));
+    let promise = recipes.iter().fold(entry.exactness, |e, (_, r)| e.and(r.promise()));
     let bar = SlowBar::new("verifying", 1000, globals.quiet);
     let mut findings = Vec::new();
     match promise {
