@@ -2,11 +2,14 @@
 //! the method, and a control that spends the same budget at random.
 
 use serde_json::json;
-use tessera_core::entry::{Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Role, find};
+use tessera_core::entry::{
+    Exactness, Kind, Method, MethodCall, MethodEntry, Offer, Role, Site, find,
+};
 use tessera_engine::{CostCurve, Recipe};
 
 use crate::error::{Error, Result};
 use crate::record::Part;
+use crate::verify::CONSTRAINTS;
 
 /// The drafter that every other one is compared with.
 pub const RIVAL: &str = "prompt-lookup";
@@ -71,7 +74,7 @@ pub fn role(entry: &MethodEntry) -> Result<Role> {
         return refuse("is the control of every check of what forgets: check such a method");
     }
     match entry.places.first().map(|p| p.role) {
-        Some(role @ (Role::Draft | Role::Accept | Role::Reduce)) => Ok(role),
+        Some(role @ (Role::Draft | Role::Accept | Role::Reduce | Role::Constrain)) => Ok(role),
         _ => refuse(
             "check has no baseline and no control for what it decides yet: run it with \
              `tessera run MODEL PROMPT --method` and compare with `--method none`",
@@ -112,10 +115,20 @@ impl Lineup {
         if role == Role::Accept && !with.iter().any(is_drafter) {
             with.push(plain(RIVAL));
         }
+        let site = |e: &MethodEntry, site: Site| e.places.iter().any(|p| p.site == site);
+        let rules = |c: &MethodCall| find(entries, &c.id).is_ok_and(|e| site(e, Site::Constraint));
+        if site(entry, Site::Sampler) && !with.iter().any(rules) {
+            // It draws under a constraint: the one that models follow least by themselves.
+            let (id, setting, value) = CONSTRAINTS[1];
+            let settings = [(setting.to_owned(), json!(value))].into_iter().collect();
+            with.push(MethodCall { id: id.to_owned(), settings });
+        }
         let method = resolve(&join(call, &with))?;
         method.fits(offer)?;
-        if role == Role::Reduce {
-            return Self::of_keepers(entries, call, &with, method);
+        match role {
+            Role::Reduce => return Self::of_keepers(entries, call, &with, method),
+            Role::Constrain => return Ok(Self::of_constraint(entries, entry, method)),
+            _ => {}
         }
         let mut arms = vec![Setup {
             part: Part::Plain,
@@ -180,6 +193,32 @@ impl Lineup {
             });
         }
         Ok(all)
+    }
+
+    /// The arms for a constraint, or for what draws under one: the same texts without it, or under the
+    /// constraint's own mask.
+    fn of_constraint(
+        entries: &'static [&'static MethodEntry],
+        entry: &'static MethodEntry,
+        method: Recipe,
+    ) -> Self {
+        let draws = entry.places.iter().any(|p| p.site == Site::Sampler);
+        let (label, why, plain) = match draws {
+            true => ("mask", "the constraint judges the whole vocabulary", method.reference()),
+            false => ("plain", "no constraint", Recipe::plain()),
+        };
+        let setup = |part, label: &str, why: &str, recipe| Setup {
+            part,
+            label: label.to_owned(),
+            why: why.to_owned(),
+            recipe,
+        };
+        let exactness = if draws { method.promise() } else { method.exactness() };
+        let arms = vec![
+            setup(Part::Plain, label, why, plain),
+            setup(Part::Method, entry.slug, "the method", method),
+        ];
+        Self { entry, exactness, arms, control: None, entries }
     }
 
     /// The arms for what forgets: the plain run, what keeps as much by a simpler rule, the method, and

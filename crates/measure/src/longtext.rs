@@ -281,6 +281,10 @@ fn facts(task: &str, dice: &mut Dice) -> Facts {
                 let number = dice.number();
                 let at = facts.lines.len();
                 facts.lines.push(format!("The secret number of {key} is {number}."));
+                // Every other fact only stands in the way.
+                if at % 2 == 1 {
+                    continue;
+                }
                 let question = format!(
                     "\n\nQuestion: What is the secret number of {key}?\nAnswer: The secret number of {key} is"
                 );

@@ -219,6 +219,7 @@ pub(crate) fn record() -> Record {
             accepted: taken,
             offered: if rows > 1 { vec![100, 100] } else { vec![] },
             taken: if rows > 1 { vec![taken / 2, taken / 3] } else { vec![] },
+            ..Counts::default()
         };
         let against = |other| (part != other).then(|| around(speed)).flatten();
         Row {

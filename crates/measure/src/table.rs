@@ -201,6 +201,19 @@ fn counts(record: &Record, text: &mut String) {
         ]);
     }
     let _ = write!(text, "\n{}", grid.text());
+    for arm in &record.arms {
+        let counts = &arm.overall.counts;
+        if counts.questions + counts.masks > 0 {
+            let tokens = counts.drawn.max(1) as f64;
+            let _ = writeln!(
+                text,
+                "{}: {} questions and {} masks a token",
+                arm.label,
+                figure(counts.questions as f64 / tokens),
+                figure(counts.masks as f64 / tokens)
+            );
+        }
+    }
 }
 
 fn texts(record: &Record, text: &mut String) {

@@ -23,6 +23,15 @@ pub struct Counts {
     pub offered: Vec<usize>,
     /// By depth from 1: passes in which a guess of that depth became text.
     pub taken: Vec<usize>,
+    /// Times a constraint judged a single token or an end.
+    #[serde(default)]
+    pub questions: u64,
+    /// Times it judged the whole vocabulary at once.
+    #[serde(default)]
+    pub masks: u64,
+    /// Tokens drawn: those committed by passes and the first of each text.
+    #[serde(default)]
+    pub drawn: usize,
 }
 
 impl Counts {
@@ -56,6 +65,9 @@ impl Counts {
         self.committed += other.committed;
         self.guesses += other.guesses;
         self.accepted += other.accepted;
+        self.questions += other.questions;
+        self.masks += other.masks;
+        self.drawn += other.drawn;
         for (&rows, &n) in &other.passes {
             *self.passes.entry(rows).or_default() += n;
         }
@@ -142,6 +154,9 @@ pub fn run(
     };
     let mut outcome = generate_in(model, sequence, request, &mut listen, cancel)?;
     let first = outcome.choices.swap_remove(0);
+    let asked = outcome.stats.constraint.unwrap_or_default();
+    (counts.questions, counts.masks) = (asked.evaluations, asked.masks);
+    counts.drawn = outcome.stats.drawn_tokens;
     Ok(Trial {
         tokens: first.tokens,
         reason: first.reason,

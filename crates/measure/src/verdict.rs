@@ -163,6 +163,14 @@ fn points(i: Interval) -> String {
 /// What bounds the gain: tokens per pass against the cost of a pass.
 fn bound(method: &Row, curve: &CostCurve) -> String {
     let (counts, passes) = (&method.counts, method.counts.all_passes().max(1) as f64);
+    if counts.questions + counts.masks > 0 {
+        let tokens = counts.drawn.max(1) as f64;
+        return format!(
+            "{} questions and {} masks a token are asked of the constraint",
+            figure(counts.questions as f64 / tokens),
+            figure(counts.masks as f64 / tokens)
+        );
+    }
     let rows = 1.0 + counts.guesses_per_pass();
     format!(
         "{} tokens a pass at {} rows, and passes that cost {} of one row on this machine, predict \
