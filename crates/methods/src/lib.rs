@@ -8,6 +8,7 @@ pub mod accept;
 pub mod calibration;
 pub mod draft;
 pub mod loops;
+pub mod observation;
 pub mod programs;
 pub mod reduce;
 pub mod registry;

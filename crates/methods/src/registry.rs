@@ -7,6 +7,7 @@ use crate::{accept, draft, loops, programs, reduce};
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
     &draft::cascade::ENTRY,
+    &reduce::dapq::ENTRY,
     &draft::draft_model::ENTRY,
     &draft::dyspec::ENTRY,
     &reduce::fasa::ENTRY,
@@ -14,10 +15,13 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &accept::keyed::ENTRY,
     &loops::none::ENTRY,
     &draft::prompt_lookup::ENTRY,
+    &reduce::random_eviction::ENTRY,
     &draft::random_tree::ENTRY,
     &accept::residual::ENTRY,
     &reduce::skipdecode::ENTRY,
     &draft::skipdecode_draft::ENTRY,
+    &reduce::snapkv::ENTRY,
     &reduce::streaming::ENTRY,
     &draft::token_recycling::ENTRY,
+    &reduce::treekv::ENTRY,
 ];

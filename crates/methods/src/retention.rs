@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tessera_core::entry::Needs;
 use tessera_core::{CacheTable, Capabilities, Eviction, Keep, KeepPlan, Result, Row};
 
@@ -121,6 +123,49 @@ pub fn highest(scores: &[f32], count: usize, protected: impl Fn(usize) -> bool) 
     order
 }
 
+/// How scores are spread over neighbouring rows before the highest are chosen, so that what stays
+/// hangs together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Not at all.
+    None,
+    /// The mean of the rows around.
+    #[default]
+    Mean,
+    /// The largest of them.
+    Max,
+}
+
+impl Pooling {
+    /// Pooled scores: each of the `width` rows (odd) centred at it, as far as there are any.
+    pub fn apply(self, scores: &[f32], width: usize) -> Vec<f32> {
+        let around = |row: usize| {
+            let (from, to) = (row.saturating_sub(width / 2), row + width / 2 + 1);
+            &scores[from..to.min(scores.len())]
+        };
+        let rows = 0..scores.len();
+        match self {
+            Self::None => scores.to_vec(),
+            Self::Mean => {
+                rows.map(|r| around(r).iter().sum::<f32>() / around(r).len() as f32).collect()
+            }
+            Self::Max => rows.map(|r| around(r).iter().copied().fold(0.0, f32::max)).collect(),
+        }
+    }
+
+    /// Checks the width.
+    ///
+    /// # Errors
+    /// One line naming the setting and its range.
+    pub fn check(name: &str, width: usize) -> std::result::Result<(), String> {
+        match (1..=63).contains(&width) && width % 2 == 1 {
+            true => Ok(()),
+            false => Err(format!("{name} = {width}: must be odd, 1 to 63")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +198,16 @@ mod tests {
         assert_eq!(highest(&scores, 2, |row| row == 4), [1, 4]);
         assert_eq!(highest(&scores, 2, |row| row > 1), [3, 4]);
         assert_eq!(highest(&scores, 9, |_| false), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn scores_are_pooled_with_what_lies_around_them() {
+        let scores = [4.0, 0.0, 2.0, 0.0, 0.0];
+        assert_eq!(Pooling::None.apply(&scores, 3), scores);
+        assert_eq!(Pooling::Mean.apply(&scores, 3), [2.0, 2.0, 2.0 / 3.0, 2.0 / 3.0, 0.0]);
+        assert_eq!(Pooling::Max.apply(&scores, 3), [4.0, 4.0, 2.0, 2.0, 0.0]);
+        assert_eq!(Pooling::Max.apply(&scores, 1), scores);
+        assert!(Pooling::check("kernel", 4).is_err() && Pooling::check("kernel", 7).is_ok());
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Policies that decide what is kept, merged, read or skipped.
 
+pub mod dapq;
 pub mod fasa;
+pub mod random_eviction;
 pub mod skipdecode;
+pub mod snapkv;
 pub mod streaming;
+pub mod treekv;

@@ -398,7 +398,7 @@ fn taps_show_the_same_internals() {
                 assert!((line.iter().sum::<f32>() - 1.0).abs() < 1e-4);
             }
             for (received, attention) in shown.received.iter().zip(&shown.attention) {
-                let mut sums = vec![0f32; 2 * 13];
+                let mut sums = [0f32; 2 * 13];
                 for (line, weights) in attention.chunks(13).enumerate() {
                     let group = &mut sums[line % 4 / 2 * 13..][..13];
                     group.iter_mut().zip(weights).for_each(|(sum, p)| *sum += p);
