@@ -103,9 +103,9 @@ fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
         for _ in 0..REPEATS {
             let (mut a, mut b, mut c) = (0.0, 0.0, 0.0);
             for layer in &caches {
-                let start = Instant::now();
                 let among = [0..context - 1, 0..context - 1];
                 let ask = RankInput { layer, q: &q, heads: HEADS, pooling, among: &among, count };
+                let start = Instant::now();
                 rank(pool, &ask, &mut ranks, &mut chosen).expect("an indexed layer");
                 let middle = Instant::now();
                 let mut table = SpanTable::after(chosen.clone());

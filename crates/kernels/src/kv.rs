@@ -17,6 +17,8 @@
 #![allow(unsafe_code)]
 
 mod index;
+mod keep;
+mod turn;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -25,6 +27,9 @@ use crate::error::{KernelError, Result};
 
 /// Rows of a key block.
 pub const KEY_BLOCK: usize = 16;
+
+/// Most rows that a growing head makes room for at once: memory that may stay unused.
+const MOST_SPARE: usize = 1024;
 
 /// Largest finite half-precision value.
 const F16_MAX: f32 = 65_504.0;
@@ -172,7 +177,7 @@ impl KvLayer {
 
     /// Makes room for `rows` rows in every head, exactly (rounded up to a key block).
     ///
-    /// Writing beyond the capacity grows by half of it, so this is only needed to avoid copies
+    /// Writing beyond the capacity grows by half of it, at most by 1024 rows, so this is only needed to avoid copies
     /// or overshoot. Errors: the system refuses the memory.
     pub fn reserve(&mut self, rows: usize) -> Result<()> {
         (0..self.heads.len()).try_for_each(|head| self.reserve_head(head, rows))
@@ -200,7 +205,7 @@ impl KvLayer {
         let room = self.room(head);
         if row >= room {
             let rows = row.checked_add(1).ok_or(KernelError::Overflow("key/value rows"))?;
-            self.reserve_head(head, rows.max(room + room / 2).max(64))?;
+            self.reserve_head(head, rows.max(room + (room / 2).min(MOST_SPARE)).max(64))?;
         }
         self.heads[head].rows = row + 1;
         Ok(())

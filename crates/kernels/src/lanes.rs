@@ -53,6 +53,9 @@ pub(crate) trait Lanes: Copy {
     fn select_lt(a: Self, b: Self, yes: Self, no: Self) -> Self;
     /// Bit i is set where `a < b` in lane i; a NaN in either gives 0.
     fn mask_lt(a: Self, b: Self) -> u32;
+    /// Writes `first + i` for every bit i of the sixteen that is set, ascending; up to sixteen
+    /// numbers are overwritten.
+    unsafe fn write_places(mask: u32, first: u32, to: *mut u32);
     /// Lane i of value j becomes lane j of value i.
     fn transpose(rows: [Self; LANES]) -> [Self; LANES];
     /// Exchanges lanes 0 and 1, 2 and 3, and so on.
@@ -68,6 +71,20 @@ pub(crate) trait Lanes: Copy {
     fn reduce_add(self) -> f32;
     /// The largest lane, by [`Lanes::max`] over the same tree.
     fn reduce_max(self) -> f32;
+}
+
+/// [`Lanes::write_places`], bit by bit.
+#[inline(always)]
+unsafe fn write_bits(mask: u32, first: u32, to: *mut u32) {
+    let (mut mask, mut to) = (mask, to);
+    while mask != 0 {
+        // SAFETY: the caller promises room for as many numbers as bits.
+        unsafe {
+            to.write(first + mask.trailing_zeros());
+            to = to.add(1);
+        }
+        mask &= mask - 1;
+    }
 }
 
 /// Exact value of a half-precision number.
@@ -184,6 +201,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn mask_lt(a: Self, b: Self) -> u32 {
         (0..LANES).map(|i| u32::from(a.0[i] < b.0[i]) << i).sum()
+    }
+    #[inline(always)]
+    unsafe fn write_places(mask: u32, first: u32, to: *mut u32) {
+        // SAFETY: the caller's promise.
+        unsafe { write_bits(mask, first, to) }
     }
     #[inline(always)]
     fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
@@ -317,6 +339,16 @@ mod x86 {
         fn mask_lt(a: Self, b: Self) -> u32 {
             // SAFETY: values exist only where the features do.
             u32::from(unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a.0, b.0) })
+        }
+        #[inline(always)]
+        unsafe fn write_places(mask: u32, first: u32, to: *mut u32) {
+            // SAFETY: the caller promises the features and room for sixteen numbers.
+            unsafe {
+                let lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+                let places = _mm512_add_epi32(lane, _mm512_set1_epi32(first as i32));
+                let packed = _mm512_maskz_compress_epi32(mask as u16, places);
+                _mm512_storeu_si512(to.cast(), packed);
+            }
         }
         #[inline(always)]
         fn transpose(rows: [Self; LANES]) -> [Self; LANES] {
@@ -543,6 +575,11 @@ mod x86 {
                 let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1));
                 low as u32 | (high as u32) << 8
             }
+        }
+        #[inline(always)]
+        unsafe fn write_places(mask: u32, first: u32, to: *mut u32) {
+            // SAFETY: the caller's promise.
+            unsafe { super::write_bits(mask, first, to) }
         }
         #[inline(always)]
         fn transpose(rows: [Self; LANES]) -> [Self; LANES] {

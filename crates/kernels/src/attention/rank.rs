@@ -6,8 +6,9 @@
 //! a row is pooled; the `count` rows of largest pooled score are taken, the older of two equal
 //! ones, and given in ascending order. A NaN counts as minus infinity, and zeros are equal.
 //!
-//! The selection is a histogram of the scores' leading bits, an exact selection inside the one
-//! bin where the last place falls, and a pass that lists what is above the threshold.
+//! The selection narrows an interval of scores by halving until few scores are left in it, selects
+//! exactly among these, and lists what is above the threshold: a dozen passes over scores that stay
+//! in the second-level cache, none of which branches on a score.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -86,6 +87,9 @@ struct HeadScratch {
     candidates: Vec<u32>,
     chosen: Vec<u32>,
 }
+
+/// Scores left in an interval that are selected from directly.
+const FEW: usize = 96;
 
 /// Rows scored at a time: the scores of a panel stay in the first-level cache.
 const STRETCH: usize = 64;
@@ -294,7 +298,8 @@ unsafe fn clean<L: Lanes>(s: *mut f32, n: usize) {
 #[inline(always)]
 unsafe fn list<L: Lanes>(s: *const f32, n: usize, least: f32, ties: usize, to: *mut u32) -> usize {
     let (mut count, mut ties) = (0, ties);
-    // SAFETY: the caller promises `16 n` values, and room for all that is listed.
+    // SAFETY: the caller promises `16 n` values, and room for all that is listed
+    // and fifteen more.
     unsafe {
         let least = L::splat(least);
         let (infinite, nothing) = (L::splat(f32::INFINITY), L::splat(f32::NEG_INFINITY));
@@ -310,22 +315,81 @@ unsafe fn list<L: Lanes>(s: *const f32, n: usize, least: f32, ties: usize, to: *
                 equal &= equal - 1;
                 ties -= 1;
             }
-            while mask != 0 {
-                to.add(count).write((i * LANES) as u32 + mask.trailing_zeros());
-                count += 1;
-                mask &= mask - 1;
-            }
+            L::write_places(mask, (i * LANES) as u32, to.add(count));
+            count += mask.count_ones() as usize;
         }
     }
     count
 }
 
+/// How many of `16 n` scores are above `t`.
+#[inline(always)]
+unsafe fn count_above<L: Lanes>(s: *const f32, n: usize, t: f32) -> usize {
+    // SAFETY: the caller promises `16 n` values.
+    unsafe {
+        // Counts of a lane stay far below 2^24, so sums of ones are exact.
+        let (t, one, zero) = (L::splat(t), L::splat(1.0), L::splat(0.0));
+        let mut sums = [zero; 4];
+        let mut i = 0;
+        while i + 4 <= n {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let x = L::load(s.add((i + j) * LANES));
+                *sum = L::select_lt(t, x, one, zero).add(*sum);
+            }
+            i += 4;
+        }
+        while i < n {
+            let x = L::load(s.add(i * LANES));
+            sums[0] = L::select_lt(t, x, one, zero).add(sums[0]);
+            i += 1;
+        }
+        let [a, b, c, d] = sums;
+        a.add(b).add(c.add(d)).reduce_add() as usize
+    }
+}
+
+/// The smallest and the largest of `16 n` scores; NaNs do not count.
+#[inline(always)]
+unsafe fn range<L: Lanes>(s: *const f32, n: usize) -> (f32, f32) {
+    // SAFETY: the caller promises `16 n` values.
+    unsafe {
+        let zero = L::splat(0.0);
+        let (mut low, mut high) = (L::splat(f32::NEG_INFINITY), L::splat(f32::NEG_INFINITY));
+        for i in 0..n {
+            let x = L::load(s.add(i * LANES));
+            high = x.max(high);
+            low = zero.sub(x).max(low);
+        }
+        (-low.reduce_max(), high.reduce_max())
+    }
+}
+
+/// Writes the bits of those of `16 n` scores that are above `low` and at most `high`.
+#[inline(always)]
+unsafe fn between<L: Lanes>(s: *const f32, n: usize, low: f32, high: f32, to: *mut u32) {
+    let mut count = 0;
+    // SAFETY: the caller promises `16 n` values, and room for all that are written.
+    unsafe {
+        let (low, high) = (L::splat(low), L::splat(high));
+        for i in 0..n {
+            let x = L::load(s.add(i * LANES));
+            let mut mask = L::mask_lt(low, x) & !L::mask_lt(high, x);
+            while mask != 0 {
+                let place = i * LANES + mask.trailing_zeros() as usize;
+                to.add(count).write((*s.add(place)).to_bits());
+                count += 1;
+                mask &= mask - 1;
+            }
+        }
+    }
+}
+
+entry!(fn run_count_above(s: *const f32, n: usize, t: f32) -> usize = count_above);
+entry!(fn run_range(s: *const f32, n: usize) -> (f32, f32) = range);
+entry!(fn run_between(s: *const f32, n: usize, low: f32, high: f32, to: *mut u32) = between);
 entry!(fn run_pool_max(from: *const f32, stride: usize, r: usize, fresh: bool, to: *mut f32, n: usize) = pool_max);
 entry!(fn run_clean(s: *mut f32, n: usize) = clean);
 entry!(fn run_list(s: *const f32, n: usize, least: f32, ties: usize, to: *mut u32) -> usize = list);
-
-/// Leading bits of a score that the histogram sorts by: sign, exponent and three of the mantissa.
-const BITS: u32 = 12;
 
 /// A number that orders as the score does.
 fn order(x: f32) -> u32 {
@@ -353,15 +417,14 @@ impl HeadScratch {
         let s = &mut self.scores[first..among.end.next_multiple_of(LANES)];
         let (before, n) = (among.start - first, among.end - first);
         let blocks = s.len() / LANES;
-        s[n..].fill(f32::NEG_INFINITY);
         // SAFETY: `16 blocks` values; the pool's path is available.
         unsafe { run_clean(isa, s.as_mut_ptr(), blocks) };
-        // Below any score, so that it is never taken for one of equal ones.
+        // What does not compete is neither above, below nor equal.
         s[..before].fill(f32::NAN);
-        let (least, ties) = threshold(&s[before..n], count, &mut self.candidates);
-        self.chosen.resize(count, 0);
-        // SAFETY: exactly `count` rows are above the threshold or among the ties counted; the
-        // padding is minus infinity and comes last, so it is never listed.
+        s[n..].fill(f32::NAN);
+        let (least, ties) = threshold(isa, s, count, &mut self.candidates);
+        self.chosen.resize(count + LANES, 0);
+        // SAFETY: exactly `count` rows are above the threshold or among the ties counted.
         let listed =
             unsafe { run_list(isa, s.as_ptr(), blocks, least, ties, self.chosen.as_mut_ptr()) };
         self.chosen.truncate(listed);
@@ -369,29 +432,45 @@ impl HeadScratch {
     }
 }
 
-/// The `count`-th largest score, and how many scores equal to it are among the `count` largest.
-fn threshold(scores: &[f32], count: usize, candidates: &mut Vec<u32>) -> (f32, usize) {
-    let mut histogram = [0u32; 1 << BITS];
-    for &x in scores {
-        histogram[(order(x) >> (32 - BITS)) as usize] += 1;
+/// The `count`-th largest of scores of which there are more (NaNs do not count), and how many
+/// scores equal to it are among the `count` largest. Whole vectors of clean scores.
+fn threshold(isa: Isa, s: &[f32], count: usize, candidates: &mut Vec<u32>) -> (f32, usize) {
+    let blocks = s.len() / LANES;
+    // SAFETY: `16 blocks` values; the pool's path is available.
+    let above = |t: f32| unsafe { run_count_above(isa, s.as_ptr(), blocks, t) };
+    // The score lies in `low < score <= high`; `over.0` and `over.1` scores lie above these.
+    let (mut low, mut high) = (f32::NEG_INFINITY, f32::INFINITY);
+    let mut over = (above(low), 0);
+    if over.0 < count {
+        return (low, count - over.0);
     }
-    let (mut bin, mut above) = (histogram.len() - 1, 0);
-    while above + (histogram[bin] as usize) < count {
-        above += histogram[bin] as usize;
-        bin -= 1;
+    // SAFETY: as above.
+    let (mut next, most) = unsafe { run_range(isa, s.as_ptr(), blocks) };
+    if most < high {
+        high = most;
     }
-    candidates.clear();
-    candidates.reserve(histogram[bin] as usize);
-    for &x in scores {
-        let order = order(x);
-        if order >> (32 - BITS) == bin as u32 {
-            candidates.push(order);
+    // As many halvings as the bits of a score bring any interval down to one value; infinite ends
+    // have no middle, and the scores between them are few or all.
+    for _ in 0..64 {
+        if over.0 - over.1 <= FEW || !(low < next && next < high) {
+            break;
         }
+        let n = above(next);
+        if n >= count {
+            (low, over.0) = (next, n);
+        } else {
+            (high, over.1) = (next, n);
+        }
+        next = low + (high - low) * 0.5;
     }
-    let rank = count - above - 1;
+    candidates.resize(over.0 - over.1, 0);
+    // SAFETY: as above; so many scores lie in the interval.
+    unsafe { run_between(isa, s.as_ptr(), blocks, low, high, candidates.as_mut_ptr()) };
+    candidates.iter_mut().for_each(|c| *c = order(f32::from_bits(*c)));
+    let rank = count - over.1 - 1;
     let (_, &mut least, _) = candidates.select_nth_unstable_by(rank, |a, b| b.cmp(a));
     let higher = candidates.iter().filter(|&&c| c > least).count();
-    (score_of(least), count - above - higher)
+    (score_of(least), count - over.1 - higher)
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use crate::KEY_BLOCK;
 /// Key blocks turned and scored at a time: their widened values stay in the first-level cache.
 const GROUP: usize = 4;
 const AHEAD: usize = 1;
-const VALUES: bool = false;
+const NEXT: usize = 128;
+const VALUES: bool = true;
 
 impl Call<'_> {
     /// Whether the rows of the unit see fewer than half of the slots that they range over.
@@ -70,7 +71,7 @@ impl Call<'_> {
             ids.extend(p.row as u32..(p.row + (p.hi - p.lo)) as u32);
         }
         // SAFETY: as promised; a chunk has at most `CHUNK` keys.
-        unsafe { self.gather(w, unit, (row, end), &mut ids, Some(&slots), state, o) };
+        unsafe { self.gather(w, unit, (row, end), &mut ids, Some(&slots), &[], state, o) };
         (w.ids, w.slots) = (ids, slots);
     }
 
@@ -90,6 +91,7 @@ impl Call<'_> {
         let common = &self.input.spans.common()[unit.head];
         let (first, last) = (chunk * CHUNK, (chunk + 1) * CHUNK);
         let shared = &common[first.min(common.len())..last.min(common.len())];
+        let next = &common[last.min(common.len())..(last + NEXT).min(common.len())];
         let mut ids = std::mem::take(&mut w.ids);
         let mut row = 0;
         while row < unit.rows {
@@ -107,7 +109,7 @@ impl Call<'_> {
             // SAFETY: the rows' queries have their places from `at` on; at most `CHUNK` keys.
             unsafe {
                 let o = o.add(at * self.stride);
-                self.gather(w, unit, (row, end), &mut ids, None, state.add(at), o);
+                self.gather(w, unit, (row, end), &mut ids, None, next, state.add(at), o);
             }
             row = end;
         }
@@ -128,6 +130,7 @@ impl Call<'_> {
         rows: (usize, usize),
         ids: &mut Vec<u32>,
         slots: Option<&[u32]>,
+        next: &[u32],
         state: *mut State,
         o: *mut f32,
     ) {
@@ -165,6 +168,10 @@ impl Call<'_> {
                     result.1 = run_add_lanes(self.isa, &lanes);
                 }
                 *state.add(query) = result;
+            }
+            let keys_of_head = self.input.layer.keys(unit.head).as_ptr();
+            if self.input.layer.by_row() {
+                run_ask(self.isa, keys_of_head, next.as_ptr(), next.len(), self.stride);
             }
             for i in 0..self.panels(queries) {
                 let (a, b) = self.panel(queries, i);

@@ -8,6 +8,7 @@
 use std::sync::{PoisonError, RwLock};
 
 use super::{load, spread, store};
+use crate::Isa;
 use crate::Pool;
 use crate::disjoint::Disjoint;
 use crate::error::{KernelError, Result};
@@ -166,6 +167,48 @@ impl Rope {
         }
     }
 
+    /// Turns a block of up to 16 keys as a cache holds them, `[head_dim][16]`, each to its own
+    /// position. `turns` is room for `16 dim` values. The operations are those of [`Rope::apply`].
+    pub(crate) fn turn_block(
+        &self,
+        isa: Isa,
+        x: &mut [f32],
+        head_dim: usize,
+        positions: &[u32],
+        turns: &mut [f32],
+    ) {
+        assert!(x.len() >= head_dim * LANES && head_dim >= self.dim());
+        assert!(turns.len() >= self.dim() * LANES && positions.len() <= LANES);
+        let (dim, half) = (self.dim(), self.dim() / 2);
+        {
+            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            let mut far = Vec::new();
+            for (lane, &at) in positions.iter().enumerate() {
+                let at = at as usize;
+                let row = match table.get(at * dim..(at + 1) * dim) {
+                    Some(row) => row,
+                    None => {
+                        far.clear();
+                        self.angles(at, &mut far);
+                        &far
+                    }
+                };
+                let lanes = turns[lane..].iter_mut().step_by(LANES);
+                lanes.zip(row).for_each(|(to, from)| *to = *from);
+            }
+        }
+        let job = TurnBlock {
+            x: x.as_mut_ptr(),
+            half,
+            // Values of a pair lie this far apart, and pairs this far.
+            apart: if self.interleaved { LANES } else { half * LANES },
+            next: if self.interleaved { 2 * LANES } else { LANES },
+            turns: turns.as_ptr(),
+        };
+        // SAFETY: the lengths were checked above; the caller's path is available.
+        unsafe { run_block(isa, &job) };
+    }
+
     /// Makes the table hold the first `positions` positions, up to its limit.
     pub fn prepare(&self, positions: usize) {
         let wanted = positions.min(TABLE_LIMIT);
@@ -257,5 +300,34 @@ unsafe fn interleaved<L: Lanes>(job: &Turn) {
     }
 }
 
+/// A block of 16 keys to turn, `[dim][16]`.
+struct TurnBlock {
+    x: *mut f32,
+    half: usize,
+    apart: usize,
+    next: usize,
+    /// `[2 half][16]`: cosines, then sines.
+    turns: *const f32,
+}
+
+/// The same for 16 keys at once, a lane each.
+#[inline(always)]
+unsafe fn block<L: Lanes>(job: &TurnBlock) {
+    for i in 0..job.half {
+        // SAFETY: the caller promises `2 half` lines of 16 values in `x` and in `turns`.
+        unsafe {
+            let (cos, sin) =
+                (L::load(job.turns.add(i * LANES)), L::load(job.turns.add((job.half + i) * LANES)));
+            let first = job.x.add(i * job.next);
+            let second = first.add(job.apart);
+            let (a, b) = (L::load(first), L::load(second));
+            let minus = L::splat(0.0).sub(sin);
+            a.fma(cos, b.mul(minus)).store(first);
+            b.fma(cos, a.mul(sin)).store(second);
+        }
+    }
+}
+
+entry!(fn run_block(job: &TurnBlock) = block);
 entry!(fn run_halves(job: &Turn) = halves);
 entry!(fn run_interleaved(job: &Turn) = interleaved);

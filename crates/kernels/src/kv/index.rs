@@ -79,6 +79,31 @@ impl KvLayer {
         Ok(())
     }
 
+    /// Goes back to the layout of a layer that is not indexed. Errors: no memory.
+    pub fn drop_index(&mut self) -> Result<()> {
+        if !self.by_row {
+            return Ok(());
+        }
+        let width = self.dim * KEY_BLOCK;
+        for head in &mut self.heads {
+            let rows = head.rows.next_multiple_of(KEY_BLOCK);
+            let mut keys = HalfBuffer::default();
+            keys.grow(rows * self.dim)?;
+            let (from, to) = (head.keys.as_slice(), keys.as_mut_slice());
+            for row in 0..head.rows {
+                let at = row / KEY_BLOCK * width + row % KEY_BLOCK;
+                for d in 0..self.dim {
+                    to[at + d * KEY_BLOCK] = from[row * self.stride + d];
+                }
+            }
+            head.keys = keys;
+            head.index = HalfBuffer::default();
+            head.columns = Vec::new();
+        }
+        self.by_row = false;
+        Ok(())
+    }
+
     /// Whether [`KvLayer::index`] was called with these columns last.
     pub fn is_indexed_by(&self, columns: &[Vec<u16>]) -> bool {
         self.by_row
@@ -184,6 +209,11 @@ mod tests {
             indexed.index(&[vec![1], vec![2, 0]]).unwrap();
             same(&indexed, &plain);
             same(&indexed.clone(), &plain);
+            indexed.drop_index().unwrap();
+            same(&indexed, &plain);
+            fill(&mut indexed, 70, 5);
+            fill(&mut plain, 70, 5);
+            same(&indexed, &plain);
         }
     }
 

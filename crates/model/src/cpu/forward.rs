@@ -14,7 +14,7 @@ use tessera_kernels::attention::{
     AttendInput, AttendScratch, Bias, RankScratch, SpanTable, attend,
 };
 use tessera_kernels::elementwise;
-use tessera_kernels::{Activations, Target, product};
+use tessera_kernels::{Activations, KvLayer, Target, product};
 
 use super::check::check_read_set;
 use super::last::{narrow, pick};
@@ -43,6 +43,8 @@ pub(super) struct Scratch {
     visible: Visible,
     /// Spans of the rows that go on where the last layer drops some.
     picked: SpanTable,
+    /// A layer of a plain cache with its keys turned.
+    turned: Option<KvLayer>,
     pub states: Vec<State>,
     pub positions: Vec<Position>,
 }
@@ -270,12 +272,16 @@ impl CpuBackbone {
             }
             let store = store_of(segment, &own[i]);
             // Keys of a plain cache are stored as they are and turned when they are read.
-            let turned_layer = if store.table().form() == KeyForm::Plain {
-                Some(self.turn(l, store, segment, state, positions)?)
+            let kv = if store.table().form() == KeyForm::Plain {
+                let turned = match &mut s.turned {
+                    Some(turned) => turned,
+                    none => none.insert(KvLayer::new(b.spec.kv_heads, dim).map_err(kernel)?),
+                };
+                self.turn(l, store, segment, state, positions, turned)?;
+                &*turned
             } else {
-                None
+                &store.layers[l]
             };
-            let kv = turned_layer.as_ref().unwrap_or(&store.layers[l]);
 
             let mut chosen = match pass.sites.as_deref_mut() {
                 Some(sites) if sites.reads(l) => sites.read(&ReadEvidence {

@@ -98,7 +98,7 @@ impl CpuBackbone {
         Ok(())
     }
 
-    /// A copy of a plain layer with its keys turned to their positions.
+    /// Makes `to` a plain layer with its keys turned to their positions, those of the pass included.
     pub(super) fn turn(
         &self,
         l: usize,
@@ -106,14 +106,11 @@ impl CpuBackbone {
         segment: &Segment<'_>,
         state: &State,
         positions: &[Position],
-    ) -> Result<KvLayer> {
-        let spec = &self.blueprint.spec;
-        let from = &store.layers[l];
-        let mut to = KvLayer::new(spec.kv_heads, spec.head_dim).map_err(kernel)?;
-        to.reserve(from.rows()).map_err(kernel)?;
-        let (mut k, mut v) = (vec![0.0; spec.head_dim], vec![0.0; spec.head_dim]);
-        for h in 0..spec.kv_heads {
-            let mut at = store.table().positions(l, h).to_vec();
+        to: &mut KvLayer,
+    ) -> Result<()> {
+        let table = store.table();
+        let place = |h: usize| {
+            let mut at = table.positions(l, h).to_vec();
             match segment.write {
                 _ if matches!(segment.input, Input::Queries(_)) => {}
                 Write::Rows(rows) => {
@@ -123,13 +120,16 @@ impl CpuBackbone {
                 }
                 Write::Append | Write::Discard => at.extend_from_slice(positions),
             }
-            for (row, &p) in at.iter().enumerate() {
-                from.read_row(h, row, &mut k, &mut v).map_err(kernel)?;
-                self.rope(l).apply(&self.pool, &mut k, 1, spec.head_dim, &[p]).map_err(kernel)?;
-                to.write_head(h, row, &k, &v).map_err(kernel)?;
-            }
-        }
-        Ok(to)
+            at
+        };
+        let kv_heads = table.kv_heads();
+        let lists: Vec<Vec<Position>> = match table.is_uniform() {
+            true => vec![place(0)],
+            false => (0..kv_heads).map(place).collect(),
+        };
+        let heads: Vec<&[Position]> =
+            (0..kv_heads).map(|h| lists[h.min(lists.len() - 1)].as_slice()).collect();
+        store.layers[l].turn_into(&self.pool, self.rope(l), &heads, to).map_err(kernel)
     }
 }
 

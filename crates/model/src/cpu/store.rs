@@ -7,6 +7,9 @@ use tessera_core::{
 };
 use tessera_kernels::{KernelError, KvLayer};
 
+/// Unused rows, beyond half of those in use, that a small compaction leaves to be filled again.
+const SPARE: usize = 16;
+
 /// Keys and values of one sequence, rounded to f16 when written.
 #[derive(Clone)]
 pub struct CpuStore {
@@ -98,13 +101,7 @@ impl CpuStore {
         for (into, ks, vs) in merged {
             kv.write_head(head, into, &ks, &vs).map_err(kernel)?;
         }
-        // Rows only move down and in order, so no row is overwritten before it has moved.
-        for (to, &from) in keep.rows.iter().enumerate() {
-            if to != from as usize {
-                kv.copy_row(head, from as usize, to).map_err(kernel)?;
-            }
-        }
-        kv.truncate_head(head, keep.rows.len()).map_err(kernel)
+        kv.keep_rows(head, &keep.rows).map_err(kernel)
     }
 }
 
@@ -142,11 +139,15 @@ impl KvStore for CpuStore {
     fn compact(&mut self, plan: &KeepPlan) -> Result<()> {
         plan.validate(&self.table)?;
         for layer in 0..self.layers.len() {
+            let held = self.layers[layer].rows();
             for head in 0..self.table.kv_heads() {
                 self.compact_head(layer, head, plan)?;
             }
-            let rows = self.layers[layer].rows();
-            self.layers[layer].shrink_to(rows);
+            // A policy that evicts a row a step would copy everything each time if none was spared.
+            let (rows, capacity) = (self.layers[layer].rows(), self.layers[layer].capacity());
+            if 8 * (held - rows) >= held || capacity > rows + rows / 2 + SPARE {
+                self.layers[layer].shrink_to(rows);
+            }
         }
         self.table.compact(plan)
     }
