@@ -106,7 +106,7 @@ pub fn evict(
 }
 
 /// The `count` rows with the highest scores, ascending; the earlier one among equals. Rows that
-/// are protected come first, the last ones of them first where they alone exceed `count`.
+/// are protected come before all others; where they alone exceed `count`, the last ones of them.
 pub fn highest(scores: &[f32], count: usize, protected: impl Fn(usize) -> bool) -> Vec<Row> {
     let mut order: Vec<Row> = (0..scores.len() as Row).collect();
     let rank = |&row: &Row| {

@@ -23,7 +23,7 @@ use tessera_engine::{
 };
 
 use crate::texts::Question;
-use crate::{Scripted, Words};
+use crate::{Scripted, Words, reduction};
 
 /// What a law found wrong.
 pub type Finding = Result<(), String>;
@@ -44,6 +44,10 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("a drafter keeps its budget and its depth", drafts),
     ("what a drafter has learnt changes no text", learnt),
     ("a schedule never takes a skipped layer up again", nested),
+    ("what is kept obeys the budget", reduction::plans),
+    ("a ratio of 0 forgets nothing", reduction::identity),
+    ("forks of a reduction are independent", reduction::forks),
+    ("guesses that fail change nothing that is kept", reduction::failed_guesses),
     ("the target's distribution is kept", distribution),
     ("a constraint's rollback is exact and its forks are independent", states),
     ("a constrained text meets its constraint", meets),

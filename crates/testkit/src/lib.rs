@@ -6,6 +6,7 @@
 //! in [`tessera_core::dist::chi`].
 
 pub mod laws;
+pub mod reduction;
 pub mod scripted;
 pub mod source;
 pub mod texts;

@@ -1,17 +1,19 @@
 //! The laws over the whole registry, and proof that each law can fail.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
-    defaults_of, find, resolve_as, schema_of,
+    defaults_of, find, read_as, resolve_as, schema_of,
 };
 use tessera_core::{
-    Accept, Constrain, ConstrainedDraw, ConstrainedSampler, Constraint, Decision, Draft,
-    DraftContext, DraftTree, Drawn, LayerSchedule, Vocabulary,
+    Accept, CacheTable, CommittedStep, Decision, Draft, DraftContext, DraftTree, Eviction, Keep,
+    KeepPlan, LayerSchedule, Reduce, ReduceContext, Row,
 };
+use tessera_core::{Constrain, ConstrainedDraw, ConstrainedSampler, Constraint, Drawn, Vocabulary};
 use tessera_methods::ENTRIES;
 use tessera_testkit::{laws, source};
 
@@ -354,6 +356,165 @@ static WRONG_ROLLBACK: MethodEntry =
     MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Fault::Rollback)))), ..WRONG };
 static WRONG_FORK: MethodEntry =
     MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Fault::Fork)))), ..WRONG };
+/// Settings of a policy that evicts, with what goes wrong in it.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Evicts {
+    /// Rows that stay.
+    budget: Option<usize>,
+    /// Share that leaves.
+    ratio: Option<f64>,
+    /// First rows that always stay.
+    sinks: usize,
+}
+
+impl MethodConfig for Evicts {
+    fn validate(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    Unsorted,
+    Repeats,
+    OutOfRange,
+    OverBudget,
+    UnderBudget,
+    LosesSinks,
+    NeverIdle,
+    Meddles,
+    Shares,
+}
+
+/// Keeps the last rows, or does not.
+#[derive(Debug, Clone)]
+struct Faulty {
+    fault: Fault,
+    ratio: f64,
+    budget: usize,
+    sinks: usize,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Faulty {
+    fn trim(&self, table: &CacheTable) -> Option<Eviction> {
+        let held = table.len();
+        let mut budget = self.budget;
+        if self.fault == Fault::NeverIdle {
+            budget = budget.min(held - 1);
+        }
+        if held <= budget {
+            return None;
+        }
+        let sinks = if self.fault == Fault::LosesSinks { 0 } else { self.sinks };
+        let last = match self.fault {
+            Fault::OverBudget => budget + 1 - sinks,
+            Fault::UnderBudget => budget / 2 - sinks,
+            Fault::Shares => budget - sinks - self.calls.load(Ordering::Relaxed) % 2,
+            _ => budget - sinks,
+        };
+        let mut rows: Vec<Row> = (0..sinks).chain(held - last..held).map(|r| r as Row).collect();
+        match self.fault {
+            Fault::Unsorted => rows.swap(0, 1),
+            Fault::Repeats => rows[1] = rows[0],
+            Fault::OutOfRange => rows[budget - 1] = held as Row,
+            _ => {}
+        }
+        let plan = KeepPlan::uniform(table.layers(), table.kv_heads(), Keep::rows(rows));
+        Some(Eviction { plan, rerank: false })
+    }
+}
+
+impl Reduce for Faulty {
+    fn fork(&self) -> Box<dyn Reduce> {
+        Box::new(self.clone())
+    }
+
+    fn after_prefill(
+        &mut self,
+        context: &mut ReduceContext<'_>,
+    ) -> tessera_core::Result<Option<Eviction>> {
+        let table = context.target.cache.table();
+        if self.ratio > 0.0 {
+            self.budget = (table.len() as f64 * (1.0 - self.ratio)) as usize;
+        }
+        let eviction = self.trim(table);
+        if self.fault == Fault::Meddles {
+            context.target.cache.rollback(1)?;
+        }
+        Ok(eviction)
+    }
+
+    fn committed(&mut self, step: &CommittedStep<'_>) -> tessera_core::Result<Option<Eviction>> {
+        let eviction = self.trim(step.table);
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Ok(eviction)
+    }
+}
+
+macro_rules! faulty {
+    ($($name:ident: $fault:expr;)*) => {$(
+        static $name: MethodEntry = MethodEntry {
+            places: &[
+                Place { role: Role::Reduce, site: Site::AfterPrefill },
+                Place { role: Role::Reduce, site: Site::Decode },
+            ],
+            exactness: Exactness::Lossy { what: "what is forgotten" },
+            neutral: None,
+            build: |settings| {
+                let Evicts { budget, ratio, .. } = read_as::<Evicts>("fine", settings)?;
+                Ok(Method::Reduce(Box::new(Faulty {
+                    fault: $fault,
+                    ratio: ratio.unwrap_or(0.0),
+                    budget: budget.unwrap_or(usize::MAX),
+                    sinks: 3,
+                    calls: Arc::default(),
+                })))
+            },
+            defaults: || {
+                let three = ("sinks".to_owned(), serde_json::json!(3));
+                let mut all = defaults_of::<Evicts>();
+                all.extend([three]);
+                all
+            },
+            ..entry::<Evicts>()
+        };
+    )*};
+}
+
+faulty! {
+    SOUND: Fault::None;
+    UNSORTED: Fault::Unsorted;
+    REPEATS: Fault::Repeats;
+    OUT_OF_RANGE: Fault::OutOfRange;
+    OVER_BUDGET: Fault::OverBudget;
+    UNDER_BUDGET: Fault::UnderBudget;
+    LOSES_SINKS: Fault::LosesSinks;
+    NEVER_IDLE: Fault::NeverIdle;
+    MEDDLES: Fault::Meddles;
+    SHARES: Fault::Shares;
+}
+
+#[test]
+fn a_broken_reduction_fails_each_law() {
+    assert_eq!(laws::check(&[&SOUND]), Vec::<String>::new());
+    for (broken, law) in [
+        (&UNSORTED, "sorted and unique"),
+        (&REPEATS, "sorted and unique"),
+        (&OUT_OF_RANGE, "rows are held"),
+        (&OVER_BUDGET, "the budget is"),
+        (&UNDER_BUDGET, "the budget is"),
+        (&LOSES_SINKS, "must stay"),
+        (&NEVER_IDLE, "a ratio of 0 forgets nothing"),
+        (&MEDDLES, "leave the cache as it was"),
+        (&SHARES, "forks of a reduction are independent"),
+    ] {
+        let found = laws::check(&[broken]);
+        assert!(found.iter().any(|f| f.contains(law)), "{law}: {found:#?}");
+    }
+}
 
 static CHOOSY: MethodEntry = MethodEntry {
     slug: "choosy",

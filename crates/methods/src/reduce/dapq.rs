@@ -165,6 +165,8 @@ impl Reduce for PseudoQueries {
         let DapQ { queries, shift, linked, pooling, kernel, sinks, window, .. } = self.config;
         let held = context.target.cache.table().len();
         let Some(cap) = self.budget.of(held).filter(|&cap| cap < held) else { return Ok(None) };
+        let sinks = sinks.min(cap);
+        let window = window.min(cap - sinks);
         let tokens = pseudo(context.prompt, context.vocabulary, queries);
         let position = context.target.position;
         let rows = Onlookers {

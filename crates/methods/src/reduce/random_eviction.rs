@@ -31,9 +31,9 @@ pub struct RandomEviction {
     pub budget: Option<usize>,
     /// Share of the prompt's rows that is evicted instead. 0 (the plain run) to below 1.
     pub ratio: Option<f64>,
-    /// First rows that always stay. 0 to 4096.
+    /// First rows that always stay, as far as the budget goes. 0 to 4096.
     pub sinks: usize,
-    /// Most recent rows that always stay. 0 to 65536.
+    /// Most recent rows that always stay, as far as the budget goes then. 0 to 65536.
     pub recent: usize,
     /// Whether every layer and head draws for itself.
     pub apart: bool,
@@ -43,7 +43,7 @@ pub struct RandomEviction {
 
 impl Default for RandomEviction {
     fn default() -> Self {
-        Self { budget: None, ratio: None, sinks: 4, recent: 32, apart: true, decode: false }
+        Self { budget: None, ratio: None, sinks: 4, recent: 8, apart: true, decode: false }
     }
 }
 
@@ -106,6 +106,8 @@ impl Lottery {
     fn draw(&self, table: &CacheTable, key: Key) -> Result<Option<Eviction>> {
         let Some(cap) = self.cap.filter(|&cap| table.len() > cap) else { return Ok(None) };
         let RandomEviction { sinks, recent, apart, .. } = self.config;
+        let sinks = sinks.min(cap);
+        let recent = recent.min(cap - sinks);
         evict(table, false, |layer, head, held| {
             let place = if apart { (layer * table.kv_heads() + head) as u64 } else { 0 };
             let key = key.purpose(place);

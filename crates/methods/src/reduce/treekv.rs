@@ -1,3 +1,5 @@
+//! Long because the rule is tested against a second, slower version of itself.
+//!
 //! Title: TreeKV: Smooth Key-Value Cache Compression with Tree Structures
 //! Authors: He et al.
 //! Year: 2025
