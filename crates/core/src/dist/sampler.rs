@@ -159,6 +159,10 @@ impl Sampler {
         if temperature == 0.0 {
             let first = self.kept.iter().min_by(|a, b| order(a, b)).map(|c| c.id);
             self.kept.retain(|c| possible(c.id));
+            if count > 0 && count < self.kept.len() {
+                self.kept.select_nth_unstable_by(count - 1, order);
+                self.kept.truncate(count);
+            }
             self.kept.sort_unstable_by(order);
             let p = |c: &Candidate| f64::from(u8::from(first == Some(c.id)));
             out.extend(self.kept.iter().take(count).map(|c| (c.id, p(c))));

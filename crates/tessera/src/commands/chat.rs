@@ -117,6 +117,9 @@ impl Chat<'_> {
         })?;
         printer.finish(&outcome, request.seed)?;
         let choice = &outcome.choices[0];
+        if choice.complete == Some(false) {
+            let _ = writeln!(std::io::stderr(), "note: the answer ended inside its constraint");
+        }
         if self.stats {
             let line =
                 stats_line(&outcome.stats, choice.reason, request.seed, self.settings.tokens);
