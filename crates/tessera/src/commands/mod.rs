@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod check;
 pub(crate) mod complete;
+pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod methods;
 pub(crate) mod perplexity;
