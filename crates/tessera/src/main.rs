@@ -89,6 +89,8 @@ enum Command {
     Perplexity(commands::perplexity::Arguments),
     /// Continue a text wherever it breaks off, byte by byte if asked; fill in the middle.
     Complete(commands::complete::Arguments),
+    /// Which tokens of a prompt made the model choose the next one.
+    Explain(commands::explain::Arguments),
     /// Bits for each byte of a text: comparable between vocabularies.
     Score(commands::score::Arguments),
 }
@@ -116,6 +118,7 @@ fn main() -> ExitCode {
         Command::Quantize(arguments) => commands::quantize::run(globals, arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(globals, arguments),
         Command::Complete(arguments) => commands::complete::run(globals, arguments),
+        Command::Explain(arguments) => commands::explain::run(globals, arguments),
         Command::Score(arguments) => commands::score::run(globals, arguments),
     };
     match outcome {

@@ -71,7 +71,7 @@ pub struct ExactByteLevel {
 
 impl Default for ExactByteLevel {
     fn default() -> Self {
-        Self { mode: Mode::Exact, floor: 1e-8 }
+        Self { mode: Mode::Exact, floor: 1e-6 }
     }
 }
 

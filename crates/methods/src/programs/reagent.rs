@@ -62,6 +62,9 @@ pub struct ReAGent {
     pub rho: f64,
     /// Positions that the stop test leaves as they are; 1 or more. Published scripts 3, 5 and 8.
     pub keep: usize,
+    /// At most this share of the positions stays as it is, but one does: in a short text `keep` would be
+    /// all of it, and the stop test would always pass. Above 0, at most 1. Ours.
+    pub keep_share: f64,
     /// The stop test passes if the target is among this many most probable tokens; 1 or more. Published 3.
     pub top: usize,
     /// Most steps of a probe; 0 to 100000. Published 3000 to 5000, on a GPU.
@@ -83,6 +86,7 @@ impl Default for ReAGent {
         Self {
             rho: 0.3,
             keep: 5,
+            keep_share: 0.25,
             top: 3,
             max_steps: 200,
             probes: 8,
@@ -98,6 +102,10 @@ impl MethodConfig for ReAGent {
     fn validate(&self) -> std::result::Result<(), String> {
         if !(0.0..=1.0).contains(&self.rho) {
             return Err(format!("rho = {}: must be between 0 and 1", self.rho));
+        }
+        if !(self.keep_share > 0.0 && self.keep_share <= 1.0) {
+            let value = self.keep_share;
+            return Err(format!("keep_share = {value}: must be above 0 and at most 1"));
         }
         for (name, value, range) in [
             ("keep", self.keep, 1..=usize::MAX),
@@ -252,6 +260,8 @@ pub fn explain_probes(
     let top = settings.top.max(rank + 1);
     let replacer = Replacer::new(backbone, vocabulary, settings, context)?;
     let n = positions.len();
+    let share = ((n as f64 * settings.keep_share) as usize).max(1);
+    let keep = settings.keep.min(share);
     let mut s: Vec<Vec<f64>> = numbers
         .iter()
         .map(|&number| {
@@ -298,7 +308,7 @@ pub fn explain_probes(
         let texts: Vec<Vec<TokenId>> = live
             .iter()
             .map(|&m| {
-                let kept = best(&s[m], settings.keep);
+                let kept = best(&s[m], keep);
                 text(m, STOP, &|i| !kept[i])
             })
             .collect();
@@ -398,6 +408,7 @@ mod tests {
         for (text, name) in [
             ("explain:rho=1.5", "rho"),
             ("explain:keep=0", "keep"),
+            ("explain:keep_share=0", "keep_share"),
             ("explain:top=0", "top"),
             ("explain:max_steps=100001", "max_steps"),
             ("explain:probes=0", "probes"),

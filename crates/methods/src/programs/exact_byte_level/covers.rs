@@ -14,6 +14,8 @@ use crate::continuations::Continuations;
 pub const END: usize = 256;
 /// Bytes and the end.
 pub const SYMBOLS: usize = 257;
+/// Most of a byte's own probability that may have been left out of it.
+const TRUST: f64 = 1e-3;
 /// Sequences whose legal continuations are remembered.
 const REMEMBERED: usize = 128;
 
@@ -64,6 +66,9 @@ pub struct ByteModel<'m> {
     /// Log-probability of the text, given what lies before the first safe place.
     mass: f64,
     verdicts: HashMap<Vec<TokenId>, Verdicts>,
+    /// What [`ByteModel::may_follow`] says of tokens that begin with a space, after anything but
+    /// white space: there no token crosses, so it is the same everywhere.
+    fresh: Verdicts,
 }
 
 impl<'m> ByteModel<'m> {
@@ -83,8 +88,10 @@ impl<'m> ByteModel<'m> {
                         spell the text. Next: use a model whose vocabulary does not";
             return Err(refuse(what));
         }
+        let words = lexicon.ids().div_ceil(64);
         Ok(Self {
             ask: Continuations::new(backbone)?,
+            fresh: Verdicts { known: vec![0; words], may: vec![0; words], whole: true },
             lexicon,
             settings,
             stem: stem.to_vec(),
@@ -233,6 +240,7 @@ impl<'m> ByteModel<'m> {
     /// A text longer than the context; whatever a pass reports.
     pub fn advance(&mut self, byte: u8) -> Result<bool> {
         self.text.push(byte);
+        let before = self.mass;
         let lexicon = self.lexicon.clone();
         let mut done: Vec<(Vec<TokenId>, f64)> = Vec::new();
         self.leaves.retain_mut(|leaf| {
@@ -260,8 +268,8 @@ impl<'m> ByteModel<'m> {
         }
         let all = self.leaves.iter().map(|l| l.weight).chain(done.iter().map(|d| d.1));
         let total = log_sum(all);
-        if total == f64::NEG_INFINITY {
-            // It may have fallen below the floor somewhere: look again without one.
+        // What was left out counts for more after an improbable byte: look again without a floor.
+        if self.settings.floor > TRUST * exp(total - before) || total == f64::NEG_INFINITY {
             return self.again();
         }
         let share = |weight: f64| exp(weight - total);
@@ -416,12 +424,22 @@ impl<'m> ByteModel<'m> {
     /// Whether `token` may follow `tokens`, which spell the first `length` bytes of the text.
     fn may_follow(&mut self, tokens: &[TokenId], length: usize, token: TokenId) -> bool {
         let (word, bit) = (token as usize / 64, 1u64 << (token % 64));
+        let own = self.lexicon.bytes(token);
+        if own.first() == Some(&b' ') && self.lexicon.is_safe_before_space(&self.text[..length]) {
+            if self.fresh.known[word] & bit == 0 {
+                self.fresh.known[word] |= bit;
+                if self.lexicon.begins(own, &[token]) {
+                    self.fresh.may[word] |= bit;
+                }
+            }
+            return self.fresh.may[word] & bit != 0;
+        }
         let verdicts = self.verdicts_of(tokens, length);
         if verdicts.known[word] & bit != 0 {
             return verdicts.may[word] & bit != 0;
         }
         let (at, from) = self.local(tokens, length);
-        let bytes = [&self.text[from..length], self.lexicon.bytes(token)].concat();
+        let bytes = [&self.text[from..length], own].concat();
         let may = self.lexicon.begins(&bytes, &[&tokens[at..], &[token]].concat());
         let verdicts = self.verdicts_of(tokens, length);
         verdicts.known[word] |= bit;

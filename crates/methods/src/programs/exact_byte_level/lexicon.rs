@@ -202,6 +202,12 @@ impl<'v> Lexicon<'v> {
         0
     }
 
+    /// Whether a space after `text` would be such a place.
+    pub fn is_safe_before_space(&self, text: &[u8]) -> bool {
+        // Other characters than these may be white space; they take the slower path.
+        self.words && text.last().is_some_and(u8::is_ascii_graphic)
+    }
+
     /// Whether the encoding of `text` is that of its two parts.
     fn parts(&self, text: &[u8], at: usize) -> bool {
         // What is far from the place does not matter to it; a long text need not be read again.
