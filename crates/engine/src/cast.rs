@@ -1,6 +1,6 @@
 //! A recipe's methods, each in the role it plays.
 
-use tessera_core::entry::Method;
+use tessera_core::entry::{Method, Role, Site};
 use tessera_core::{Accept, Draft, Error, LayerSchedule, Reduce, Result};
 
 use crate::pace::Pace;
@@ -32,7 +32,22 @@ impl Cast {
                 }
             }
         }
+        cast.check(recipe)?;
         Ok(cast)
+    }
+
+    /// Refuses what only settings can tell: places that fit, and decisions that do not.
+    fn check(&self, recipe: &Recipe) -> Result<()> {
+        if self.schedule.is_none() || self.policies.iter().all(|p| p.received().is_none()) {
+            return Ok(());
+        }
+        let at = |site| recipe.members().iter().find(move |m| m.entry.takes(Role::Reduce, site));
+        let slug = |site| at(site).map_or("?", |m| m.entry.slug);
+        let what = format!(
+            "cannot be combined with `{}`: a layer that a step skips shows no attention to go by",
+            slug(Site::Layers)
+        );
+        Err(Error::Method { method: slug(Site::Decode).to_owned(), what })
     }
 
     pub(crate) fn into_speculation(self, recipe: &Recipe) -> Speculation {
