@@ -420,6 +420,11 @@ impl MethodEntry {
         std::iter::once(&self.slug).chain(self.aliases).any(|known| plain(known) == name)
     }
 
+    /// Whether it takes the decision of `role` at `site`.
+    pub fn takes(&self, role: Role, site: Site) -> bool {
+        self.places.contains(&Place { role, site })
+    }
+
     /// The full settings for `settings`: completed with defaults and validated.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tessera_core::constrain::Masking;
-use tessera_core::entry::{Kind, Method, MethodEntry, Particles, Site};
+use tessera_core::entry::{Kind, Method, MethodEntry, Particles, Role, Site};
 use tessera_core::{
     Accept, Constrained, ConstrainedSampler, Constraint, Draft, Error, Guard, LayerSchedule,
     Reduce, Result, Vocabulary,
@@ -50,6 +50,7 @@ impl Cast {
             let what = "needs a constraint. Next: add json-schema, regex, grammar or a predicate";
             return Err(Error::Method { method: method.to_owned(), what: what.to_owned() });
         }
+        cast.check(recipe)?;
         Ok(cast)
     }
 
@@ -63,6 +64,20 @@ impl Cast {
     pub(crate) fn constrained(&mut self, guard: Guard) -> Constrained {
         let sampler = self.sampler.take().unwrap_or_else(|| Box::<Masking>::default());
         Constrained { guard, sampler }
+    }
+
+    /// Refuses what only settings can tell: places that fit, and decisions that do not.
+    fn check(&self, recipe: &Recipe) -> Result<()> {
+        if self.schedule.is_none() || self.policies.iter().all(|p| p.received().is_none()) {
+            return Ok(());
+        }
+        let at = |site| recipe.members().iter().find(move |m| m.entry.takes(Role::Reduce, site));
+        let slug = |site| at(site).map_or("?", |m| m.entry.slug);
+        let what = format!(
+            "cannot be combined with `{}`: a layer that a step skips shows no attention to go by",
+            slug(Site::Layers)
+        );
+        Err(Error::Method { method: slug(Site::Decode).to_owned(), what })
     }
 
     pub(crate) fn into_speculation(self, recipe: &Recipe) -> Speculation {

@@ -138,7 +138,7 @@ impl Reduction {
             return Ok(None);
         }
         let start = Instant::now();
-        let groups = self.gather(step, rows);
+        let groups = self.gather(step, rows)?;
         let mut done = None;
         for policy in &mut self.policies {
             let received = StepReceived {
@@ -166,15 +166,20 @@ impl Reduction {
 
     /// Takes the attention of the committed rows, on the cache and on one another, out of what the
     /// pass revealed; returns the number of groups of heads.
-    fn gather(&mut self, step: &Step<'_>, rows: usize) -> usize {
-        let Some(heads) = self.received() else { return 0 };
+    fn gather(&mut self, step: &Step<'_>, rows: usize) -> Result<usize> {
+        let Some(heads) = self.received() else { return Ok(0) };
         let spec = step.backbone.spec();
         let groups = heads.groups(spec.heads, spec.kv_heads);
-        let Some(shown) = step.reveal.segments.get(step.segment) else { return groups };
         let kept: Vec<usize> = step.speculation.kept(step.committed).collect();
         let (cached, columns) = (step.cached, step.cached + step.speculation.drafted() + 1);
-        self.received.resize(shown.received.len(), Vec::new());
-        for (block, out) in shown.received.iter().zip(&mut self.received) {
+        let rows_shown = step.speculation.drafted() + 1;
+        let shown = step.reveal.segments.get(step.segment).map_or(&[][..], |s| &s.received);
+        let whole = |block: &Vec<f32>| block.len() == rows_shown * groups * columns;
+        if shown.len() != spec.layers || !shown.iter().all(whole) {
+            return Err(Error::pass("taps: the attention received was not shown for every layer"));
+        }
+        self.received.resize(shown.len(), Vec::new());
+        for (block, out) in shown.iter().zip(&mut self.received) {
             out.clear();
             out.reserve(rows * groups * (cached + rows));
             for line in kept.iter().flat_map(|row| (0..groups).map(move |g| row * groups + g)) {
@@ -183,7 +188,7 @@ impl Reduction {
                 out.extend(kept.iter().map(|row| from[cached + row]));
             }
         }
-        groups
+        Ok(groups)
     }
 }
 

@@ -188,8 +188,11 @@ impl<'a> Trial<'a> {
     }
 }
 
+/// A head's positions, by row, and what the rows hold.
+type Held = (Vec<Position>, Vec<f32>);
+
 /// A cache's rows by head, with what they hold.
-fn fingerprint(cache: &dyn KvStore) -> Result<Vec<(Vec<Position>, Vec<f32>)>, String> {
+fn fingerprint(cache: &dyn KvStore) -> Result<Vec<Held>, String> {
     let table = cache.table();
     let heads = (0..table.layers()).flat_map(|l| (0..table.kv_heads()).map(move |h| (l, h)));
     heads
@@ -219,7 +222,7 @@ fn tight() -> [(&'static str, Value); 2] {
 pub fn plans(entry: &'static MethodEntry) -> Finding {
     let toy = toy();
     for setting in tight() {
-        let Some(policy) = policy(entry, &[setting.clone()])? else { return Ok(()) };
+        let Some(policy) = policy(entry, std::slice::from_ref(&setting))? else { return Ok(()) };
         let mut trial = Trial::new(&toy, policy)?;
         let mut judged = vec![trial.after_prefill()?];
         let evicts = judged[0].eviction.is_some();
@@ -278,7 +281,7 @@ fn check(entry: &MethodEntry, trial: &Trial<'_>, judged: &Judged, budget: usize)
 pub fn identity(entry: &'static MethodEntry) -> Finding {
     let toy = toy();
     for setting in [("ratio", json!(0.0)), ("budget", json!(1 << 20))] {
-        let Some(policy) = policy(entry, &[setting.clone()])? else { return Ok(()) };
+        let Some(policy) = policy(entry, std::slice::from_ref(&setting))? else { return Ok(()) };
         let mut trial = Trial::new(&toy, policy)?;
         let mut kept = trial.after_prefill()?.eviction.is_none();
         for token in text(STEPS, 2) {
@@ -294,7 +297,9 @@ pub fn forks(entry: &'static MethodEntry) -> Finding {
     let toy = toy();
     for setting in tight() {
         let run = |disturbed: bool| -> Result<Option<Vec<Option<Eviction>>>, String> {
-            let Some(policy) = policy(entry, &[setting.clone()])? else { return Ok(None) };
+            let Some(policy) = policy(entry, std::slice::from_ref(&setting))? else {
+                return Ok(None);
+            };
             let mut trial = Trial::new(&toy, policy)?;
             trial.after_prefill()?;
             let mut other = trial.fork()?;
@@ -372,7 +377,7 @@ pub fn failed_guesses(entry: &'static MethodEntry) -> Finding {
     };
     // The prompt has 12 tokens and the text 40.
     for setting in [("budget", json!(10)), ("ratio", json!(0.4))] {
-        if policy(entry, &[setting.clone()])?.is_none() {
+        if policy(entry, std::slice::from_ref(&setting))?.is_none() {
             return Ok(());
         }
         let settings = Settings::from_iter([(setting.0.to_owned(), setting.1)]);

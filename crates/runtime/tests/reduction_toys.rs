@@ -1,0 +1,213 @@
+//! What policies select on seeded toy models, against the attention that one whole pass shows; and
+//! which methods do not go together.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test is a failed test")]
+
+use std::sync::atomic::AtomicBool;
+
+use tessera_core::dist::Sampling;
+use tessera_core::entry::Method;
+use tessera_core::{
+    Backbone, CacheOptions, Control, Error, Eviction, KvStore, Lent, Pass, Position, Reduce,
+    ReduceContext, Reveal, Row, RowsOut, Segment, Taps, TokenId,
+};
+use tessera_engine::{Model, Outcome, Recipe, Request, generate};
+use tessera_methods::ENTRIES;
+use tessera_model::cpu::{CpuBackbone, Options};
+use tessera_model::toy::{self, Flavour};
+use tessera_runtime::MethodCall;
+use tessera_testkit::Words;
+
+const PROMPT: usize = 80;
+
+fn model(flavour: Flavour) -> CpuBackbone {
+    let mut blueprint = toy::blueprint(flavour);
+    blueprint.spec.vocab = 258;
+    let weights = toy::weights(&blueprint, 9);
+    CpuBackbone::load(blueprint, &weights, Options::default(), &|_| ()).unwrap()
+}
+
+fn tokens(count: usize) -> Vec<TokenId> {
+    let mut stream = toy::Stream::new(4);
+    (0..count).map(|_| stream.below(256)).collect()
+}
+
+fn policy(text: &str) -> Box<dyn Reduce> {
+    let call = MethodCall::parse(ENTRIES, text).unwrap();
+    let recipe = Recipe::resolve(ENTRIES, &[call]).unwrap();
+    match recipe.build().unwrap().remove(0) {
+        Method::Reduce(policy) => policy,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The cache of `tokens`, and if asked for the attention of every layer, `rows x heads x rows`.
+fn computed(m: &CpuBackbone, tokens: &[TokenId]) -> (Box<dyn KvStore>, Vec<Vec<f32>>) {
+    let positions: Vec<Position> = (0..tokens.len() as Position).collect();
+    let layers: Vec<usize> = (0..m.spec().layers).collect();
+    let mut cache = m.new_cache(CacheOptions::default()).unwrap();
+    let mut segment = Segment::causal(tokens, &positions, &mut *cache);
+    segment.rows_out = RowsOut::None;
+    let mut segments = [segment];
+    let mut pass = Pass::new(&mut segments);
+    pass.taps = Taps { attention: &layers, ..Taps::default() };
+    let mut reveal = Reveal::new();
+    m.forward(&mut pass, &mut reveal).unwrap();
+    let attention = std::mem::take(&mut reveal.segments[0].attention);
+    (cache, attention)
+}
+
+fn decided(m: &CpuBackbone, text: &str) -> (Eviction, Vec<TokenId>) {
+    let prompt = tokens(PROMPT);
+    let (mut cache, _) = computed(m, &prompt);
+    let target = Lent { backbone: m, cache: &mut *cache, position: PROMPT as Position };
+    let vocabulary = Words::bytes();
+    let mut context = ReduceContext { prompt: &prompt, seed: 1, target, vocabulary: &vocabulary };
+    let eviction = policy(text).after_prefill(&mut context).unwrap().unwrap();
+    (eviction, prompt)
+}
+
+/// The attention that the rows of `of` gave to each row before `below`, in a layer, by the heads of
+/// one group.
+fn given(
+    attention: &[f32],
+    m: &CpuBackbone,
+    of: std::ops::Range<usize>,
+    below: usize,
+    group: usize,
+) -> Vec<f32> {
+    let (heads, kv_heads) = (m.spec().heads, m.spec().kv_heads);
+    let columns = of.end;
+    let mut sums = vec![0f32; below];
+    for row in of {
+        for head in group * heads / kv_heads..(group + 1) * heads / kv_heads {
+            let line = &attention[(row * heads + head) * columns..][..below];
+            sums.iter_mut().zip(line).for_each(|(sum, p)| *sum += p);
+        }
+    }
+    sums
+}
+
+fn best(scores: &[f32], count: usize) -> Vec<Row> {
+    let mut order: Vec<Row> = (0..scores.len() as Row).collect();
+    order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
+#[test]
+fn snapkv_keeps_what_the_end_of_the_prompt_attends_to() {
+    for flavour in Flavour::ALL {
+        let m = model(flavour);
+        let (eviction, prompt) = decided(&m, "snapkv:budget=24,window=8,kernel=3,pooling=max");
+        let (_, attention) = computed(&m, &prompt);
+        let before = PROMPT - 8;
+        for (layer, attention) in attention.iter().enumerate() {
+            for group in 0..m.spec().kv_heads {
+                let scores = given(attention, &m, before..PROMPT, before, group);
+                let around = |r: usize| &scores[r.saturating_sub(1)..before.min(r + 2)];
+                let pooled: Vec<f32> =
+                    (0..before).map(|r| around(r).iter().copied().fold(0.0, f32::max)).collect();
+                let kept = &eviction.plan.keep(layer, group).rows;
+                assert_eq!(kept[16..], (before as Row..PROMPT as Row).collect::<Vec<_>>());
+                // Neighbours share a pooled score: the set of scores is compared, not the rows.
+                let scores_of = |rows: &[Row]| {
+                    let mut of: Vec<u32> =
+                        rows.iter().map(|&r| (pooled[r as usize] * 1e4) as u32).collect();
+                    of.sort_unstable();
+                    of
+                };
+                let (got, want) = (scores_of(&kept[..16]), scores_of(&best(&pooled, 16)));
+                let near = got.iter().zip(&want).all(|(a, b)| a.abs_diff(*b) <= 1);
+                assert!(near, "{flavour:?}: {got:?} {want:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn dapq_keeps_what_tokens_at_the_next_positions_attend_to() {
+    for flavour in Flavour::ALL {
+        let m = model(flavour);
+        let (eviction, prompt) = decided(&m, "dapq:budget=20,queries=12");
+        // Prompt and pseudo tokens in one pass: in a pass of their own they see the same.
+        let mut longer = prompt.clone();
+        longer.extend_from_slice(&prompt[..6]);
+        longer.extend_from_slice(&prompt[PROMPT - 6..]);
+        let (_, attention) = computed(&m, &longer);
+        for (layer, attention) in attention.iter().enumerate() {
+            for group in 0..m.spec().kv_heads {
+                let scores = given(attention, &m, PROMPT..PROMPT + 12, PROMPT, group);
+                let kept = &eviction.plan.keep(layer, group).rows;
+                assert_eq!(*kept, best(&scores, 20), "{flavour:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pseudo_tokens_elsewhere_or_apart_select_something_else() {
+    let m = model(Flavour::Llama);
+    let kept = |text: &str| decided(&m, text).0.plan;
+    let plain = kept("dapq:budget=20,queries=12");
+    assert_ne!(plain, kept("dapq:budget=20,queries=12,shift=300"));
+    assert_ne!(plain, kept("dapq:budget=20,queries=12,linked=false"));
+    assert_ne!(plain, kept("dapq:budget=20,queries=3"));
+    let ends = kept("dapq:budget=20,queries=12,sinks=2,window=5");
+    for layer in 0..2 {
+        let rows = &ends.keep(layer, 1).rows;
+        assert_eq!((&rows[..2], &rows[15..]), (&[0, 1][..], &[75, 76, 77, 78, 79][..]));
+    }
+}
+
+fn answer(m: &CpuBackbone, calls: &[&str]) -> Result<Outcome, Error> {
+    let words = Words::bytes();
+    let call = |text: &&str| MethodCall::parse(ENTRIES, text).unwrap();
+    let mut request = Request::new(tokens(PROMPT));
+    request.recipe = Recipe::resolve(ENTRIES, &calls.iter().map(call).collect::<Vec<_>>())?;
+    request.sampling = Sampling::neutral();
+    (request.max_tokens, request.ignore_end) = (Some(30), true);
+    let model = Model { backbone: m, vocabulary: &words, draft: Some(m) };
+    generate(model, &request, &mut |_| Control::Continue, &AtomicBool::new(false))
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_by_name_and_everything_else_runs() {
+    let m = model(Flavour::Gemma);
+    for (calls, word) in [
+        (["treekv:budget=20", "skipdecode"], "skipdecode"),
+        (["skipdecode", "treekv:budget=20,per_head=true"], "skipdecode"),
+        (["treekv:budget=20", "streaming"], "streaming"),
+        (["snapkv", "dapq"], "dapq"),
+        (["random-eviction", "snapkv"], "snapkv"),
+    ] {
+        let error = answer(&m, &calls).unwrap_err().to_string();
+        assert!(error.contains("cannot be combined") && error.contains(word), "{error}");
+    }
+    let reducers = [
+        "streaming:budget=20",
+        "streaming:budget=20,rerank=true",
+        "random-eviction:budget=20,decode=true",
+        "snapkv:budget=40",
+        "dapq:ratio=0.7",
+        "treekv:budget=20,scores=false",
+    ];
+    for reducer in reducers {
+        assert!(answer(&m, &[reducer, "skipdecode"]).is_ok(), "{reducer}");
+    }
+    for reducer in
+        reducers.into_iter().chain(["treekv:budget=20", "treekv:budget=20,per_head=true"])
+    {
+        let alone = answer(&m, &[reducer]).unwrap();
+        assert!(alone.stats.forgotten() > 0.2, "{reducer}");
+        for drafter in ["draft-model", "skipdecode-draft:share=1", "dyspec", "token-recycling"] {
+            for rule in ["keyed", "residual"] {
+                let with = answer(&m, &[reducer, drafter, rule]).unwrap();
+                assert_eq!(with.choices[0].tokens.len(), 30, "{reducer} {drafter} {rule}");
+            }
+        }
+        // What drafts is the target itself, which sees the same cache: everything is accepted.
+        let own = answer(&m, &[reducer, "skipdecode-draft:share=1"]).unwrap().stats;
+        assert_eq!(own.accepted_tokens, own.drafted_tokens, "{reducer}");
+    }
+}
