@@ -181,6 +181,7 @@ impl Needs {
             taps: false,
             sites: false,
             condition: false,
+            head_rows: false,
             plain_keys: false,
             gradients: false,
         },
