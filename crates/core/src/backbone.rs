@@ -72,6 +72,8 @@ pub struct Capabilities {
     pub sites: bool,
     /// Cross-attention or time conditions.
     pub condition: bool,
+    /// Attention of every query head among rows of its own ([`crate::Sites::attend`]).
+    pub head_rows: bool,
     /// Keys held before rotary encoding.
     pub plain_keys: bool,
     /// Derivatives.
@@ -91,6 +93,7 @@ impl Capabilities {
             (self.taps, offered.taps, "taps"),
             (self.sites, offered.sites, "reduction sites"),
             (self.condition, offered.condition, "conditions"),
+            (self.head_rows, offered.head_rows, "rows chosen by query head"),
             (self.plain_keys, offered.plain_keys, "keys before rotary encoding"),
             (self.gradients, offered.gradients, "gradients"),
         ];

@@ -187,6 +187,7 @@ impl Needs {
             taps: false,
             sites: false,
             condition: false,
+            head_rows: false,
             plain_keys: false,
             gradients: false,
         },

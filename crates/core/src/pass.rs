@@ -376,6 +376,32 @@ pub struct ReadEvidence<'a> {
     pub keys: &'a dyn KeyReader,
 }
 
+/// Tells a policy how much attention keys receive while a pass runs.
+pub trait Shares {
+    /// The attention probabilities that the last `rows` rows of the segment give, summed over these
+    /// rows in order: `heads x keys`, where the keys are the cached rows followed by the segment's.
+    ///
+    /// # Errors
+    /// Whatever the backbone reports.
+    fn of_last(&self, rows: usize) -> Result<Vec<f32>>;
+}
+
+/// What a layer knows when it asks a policy which rows attend to one another, head by head.
+pub struct HeadEvidence<'a> {
+    /// Index of the segment in the pass.
+    pub segment: usize,
+    /// The layer.
+    pub layer: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Cached rows before the pass.
+    pub cached: usize,
+    /// Positions of the segment's rows.
+    pub positions: &'a [Position],
+    /// Attention that keys receive.
+    pub shares: &'a dyn Shares,
+}
+
 /// What a layer knows when it asks a policy which rows go on to the next layer.
 pub struct RowEvidence<'a> {
     /// Index of the segment in the pass.
@@ -415,6 +441,23 @@ pub trait Sites {
     /// # Errors
     /// Whatever the policy finds wrong; the pass stops with it.
     fn read(&mut self, evidence: &ReadEvidence<'_>) -> Result<Option<Vec<Vec<Row>>>> {
+        let _ = evidence;
+        Ok(None)
+    }
+    /// Whether [`Sites::attend`] wants to be asked at this layer. Cheap.
+    fn attends(&self, layer: usize) -> bool {
+        let _ = layer;
+        false
+    }
+    /// The rows that take part in attention at this layer, one list per query head, or `None` for
+    /// all. Cached rows are numbered first and are read; behind them come the segment's rows, which
+    /// are read and read themselves: a row that is not listed gives that head's output as zero. Each
+    /// list is sorted and unique, and all name equally many of the segment's rows. A head's keys are
+    /// ordered by their rank.
+    ///
+    /// # Errors
+    /// Whatever the policy finds wrong; the pass stops with it.
+    fn attend(&mut self, evidence: &HeadEvidence<'_>) -> Result<Option<Vec<Vec<Row>>>> {
         let _ = evidence;
         Ok(None)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use tessera_core::pass::{HeadSum, ReadEvidence, RowEvidence};
+use tessera_core::pass::{HeadEvidence, HeadSum, ReadEvidence, RowEvidence};
 use tessera_core::{
     Backbone, CommittedStep, Error, Eviction, KeyForm, KvStore, Lent, Position, Reduce,
     ReduceContext, Result, Reveal, Row, Sites, StepReceived, TokenId, Vocabulary,
@@ -242,6 +242,19 @@ impl Sites for Seats<'_> {
 
     fn columns(&self, segment: usize, layer: usize) -> Option<&[Vec<u16>]> {
         self.seats.get(segment)?.as_deref()?.columns(0, layer)
+    }
+
+    fn attends(&self, layer: usize) -> bool {
+        self.seats.iter().flatten().any(|s| s.attends(layer))
+    }
+
+    fn attend(&mut self, evidence: &HeadEvidence<'_>) -> Result<Option<Vec<Vec<Row>>>> {
+        match self.seats.get_mut(evidence.segment) {
+            Some(Some(site)) if site.attends(evidence.layer) => {
+                site.attend(&HeadEvidence { segment: 0, ..*evidence })
+            }
+            _ => Ok(None),
+        }
     }
 
     fn read(&mut self, evidence: &ReadEvidence<'_>) -> Result<Option<Vec<Vec<Row>>>> {

@@ -31,5 +31,6 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &reduce::snapkv::ENTRY,
     &reduce::streaming::ENTRY,
     &draft::token_recycling::ENTRY,
+    &reduce::token_sparse_attention::ENTRY,
     &reduce::treekv::ENTRY,
 ];

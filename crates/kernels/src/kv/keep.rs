@@ -1,6 +1,6 @@
 //! Keeping some rows of a head in bulk: what a compaction does to thousands of rows at once.
 
-use super::{KEY_BLOCK, KvLayer};
+use super::{KEY_BLOCK, KvLayer, lane_at};
 use crate::error::{KernelError, Result};
 
 impl KvLayer {
@@ -58,9 +58,70 @@ impl KvLayer {
     }
 }
 
+impl KvLayer {
+    /// Appends rows of a head of another layer, bit for bit, to a head of this one.
+    ///
+    /// Errors: no such head or row, another dimension, no memory, or an indexed layer to append to.
+    pub fn append_from(
+        &mut self,
+        head: usize,
+        from: &KvLayer,
+        from_head: usize,
+        rows: &[u32],
+    ) -> Result<()> {
+        self.known(head)?;
+        from.known(from_head)?;
+        let held = from.heads[from_head].rows;
+        if self.by_row || self.dim != from.dim || rows.iter().any(|&r| r as usize >= held) {
+            return Err(KernelError::Mismatch("rows to append, or the layer they come from"));
+        }
+        let first = self.heads[head].rows;
+        self.reserve_head(head, first + rows.len())?;
+        let (dim, stride) = (self.dim, self.stride);
+        let (to, source) = (&mut self.heads[head], &from.heads[from_head]);
+        let (keys, values) = (to.keys.as_mut_slice(), to.values.as_mut_slice());
+        for (to, &row) in (first..).zip(rows) {
+            let row = row as usize;
+            let (at, step) = from.key_at(row);
+            let place = lane_at(to, dim);
+            for d in 0..dim {
+                keys[place + d * KEY_BLOCK] = source.keys.as_slice()[at + d * step];
+            }
+            values[to * stride..(to + 1) * stride]
+                .copy_from_slice(&source.values.as_slice()[row * stride..(row + 1) * stride]);
+        }
+        to.rows = first + rows.len();
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn appended_rows_are_those_of_the_other_layer() {
+        for dim in [1, 20, 64] {
+            let (from, mut to) = (filled(2, dim, 70), filled(3, dim, 5));
+            let mut indexed = from.clone();
+            indexed.index(&[vec![0], vec![0]]).unwrap();
+            let rows = [3, 4, 40, 69, 3];
+            to.append_from(2, &from, 1, &rows[..3]).unwrap();
+            to.append_from(2, &indexed, 1, &rows[3..]).unwrap();
+            assert_eq!((to.head_rows(2), to.head_rows(0)), (10, 5));
+            let read = |layer: &KvLayer, head, row| {
+                let (mut k, mut v) = (vec![0.0; dim], vec![0.0; dim]);
+                layer.read_row(head, row, &mut k, &mut v).unwrap();
+                (k, v)
+            };
+            for (i, &row) in rows.iter().enumerate() {
+                assert_eq!(read(&to, 2, 5 + i), read(&from, 1, row as usize));
+            }
+            assert!(to.append_from(0, &from, 1, &[70]).is_err());
+            assert!(to.append_from(3, &from, 1, &[0]).is_err());
+            assert!(indexed.append_from(0, &from, 1, &[0]).is_err());
+        }
+    }
 
     fn filled(heads: usize, dim: usize, rows: usize) -> KvLayer {
         let mut layer = KvLayer::new(heads, dim).unwrap();

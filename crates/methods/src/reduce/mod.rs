@@ -6,4 +6,5 @@ pub mod random_eviction;
 pub mod skipdecode;
 pub mod snapkv;
 pub mod streaming;
+pub mod token_sparse_attention;
 pub mod treekv;

@@ -185,6 +185,7 @@ impl Backbone for CandleBackbone {
             taps: true,
             sites: true,
             condition: false, // no architecture here takes one
+            head_rows: false,
             plain_keys: true,
             gradients: true,
         }

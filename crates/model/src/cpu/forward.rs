@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 
-use tessera_core::pass::ReadEvidence;
+use tessera_core::pass::{HeadEvidence, ReadEvidence};
 use tessera_core::{
     Error, HiddenSite, Input, KeyForm, KeySet, KvStore, Pass, Position, Result, Reveal,
     SegmentReveal, Visible, Write,
@@ -17,6 +17,7 @@ use tessera_kernels::elementwise;
 use tessera_kernels::{Activations, KvLayer, Target, product};
 
 use super::check::check_read_set;
+use super::heads::{SharesOf, attend_among, plainly_causal};
 use super::last::{narrow, pick};
 use super::reveal::{attention_rows, received, reveal_layer, spread, tap_hidden};
 use super::rows::{Keys, blank, store_of, store_of_mut, write_rows};
@@ -332,8 +333,28 @@ impl CpuBackbone {
                     .then_some(Bias { data: &state.bias, stride: state.bias_columns }),
                 spans,
             };
-            attend(pool, &input, &mut s.attend, &mut s.attended[at * qw..(at + n) * qw])
-                .map_err(kernel)?;
+            let out = &mut s.attended[at * qw..(at + n) * qw];
+            if let Some(sites) = pass.sites.as_deref_mut()
+                && sites.attends(l)
+            {
+                let lists = sites.attend(&HeadEvidence {
+                    segment: i,
+                    layer: l,
+                    heads: b.spec.heads,
+                    cached: store.table().len(),
+                    positions,
+                    shares: &SharesOf { input, pool, scratch: RefCell::new(&mut s.attend) },
+                })?;
+                if let Some(lists) = lists {
+                    if !(plainly_causal(segment, store) && pass.taps.is_empty() && window.is_none())
+                    {
+                        return Err(self.unsupported("rows by query head in such a pass"));
+                    }
+                    attend_among(pool, &input, &lists, store.table().len(), &mut s.attend, out)?;
+                    continue;
+                }
+            }
+            attend(pool, &input, &mut s.attend, out).map_err(kernel)?;
             let shown = (pass.taps.attention.contains(&l), pass.taps.received.layers.contains(&l));
             if shown == (false, false) {
                 continue;

@@ -5,6 +5,7 @@
 
 mod check;
 mod forward;
+mod heads;
 mod last;
 mod load;
 mod reveal;
@@ -132,6 +133,7 @@ impl Backbone for CpuBackbone {
             taps: true,
             sites: true,
             condition: false,
+            head_rows: true,
             plain_keys: true,
             gradients: false,
         }

@@ -527,6 +527,7 @@ impl Backbone for Naive {
             taps: true,
             sites: true,
             condition: false,
+            head_rows: false,
             plain_keys: true,
             gradients: false,
         }
