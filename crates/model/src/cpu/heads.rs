@@ -116,3 +116,73 @@ pub(super) fn attend_among(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tessera_kernels::attention::Span;
+
+    #[test]
+    fn a_small_problem_equals_the_whole_one_masked() {
+        let (heads, kv_heads, dim, cached, rows) = (4, 2, 24, 30, 50);
+        let mut state = 7u32;
+        let mut noise = |n: usize| -> Vec<f32> {
+            let mut next = || {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            };
+            (0..n).map(|_| next()).collect()
+        };
+        let mut layer = KvLayer::new(kv_heads, dim).unwrap();
+        let n = (cached + rows) * kv_heads * dim;
+        layer.write_rows(0, &noise(n), &noise(n)).unwrap();
+        let q = noise(rows * heads * dim);
+        // As many rows of the pass for every head, but not as many cached ones.
+        let lists: Vec<Vec<Row>> = (0..heads as u32)
+            .map(|h| {
+                (h..30).step_by(2 + h as usize).chain((30 + h..78).step_by(3).take(15)).collect()
+            })
+            .collect();
+        let mut spans = SpanTable::new();
+        spans.causal(cached as u32, rows as u32);
+        let pool = Pool::new(2);
+        let input = AttendInput {
+            layer: &layer,
+            q: &q,
+            rows,
+            heads,
+            scale: 0.3,
+            softcap: None,
+            bias: None,
+            spans: &spans,
+        };
+        let mut got = vec![f32::NAN; q.len()];
+        let mut scratch = AttendScratch::new();
+        attend_among(&pool, &input, &lists, cached, &mut scratch, &mut got).unwrap();
+        for (h, list) in lists.iter().enumerate() {
+            // The whole problem for this head: rows that are not listed are seen by nobody.
+            let mut masked = SpanTable::new();
+            for row in cached as u32..(cached + rows) as u32 {
+                for &key in list.iter().filter(|&&key| key <= row) {
+                    masked.push_span(Span { slot: key, row: key, len: 1 });
+                }
+                masked.end_list();
+            }
+            let mut want = vec![0.0; q.len()];
+            attend(&pool, &AttendInput { spans: &masked, ..input }, &mut scratch, &mut want)
+                .unwrap();
+            for row in 0..rows {
+                let at = (row * heads + h) * dim;
+                let (got, want) = (&got[at..at + dim], &want[at..at + dim]);
+                if list.contains(&((cached + row) as u32)) {
+                    let near = got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6);
+                    assert!(near, "head {h}, row {row}");
+                } else {
+                    assert!(got.iter().all(|&g| g.to_bits() == 0), "head {h}, row {row}");
+                }
+            }
+        }
+    }
+}
