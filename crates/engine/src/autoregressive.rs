@@ -106,8 +106,10 @@ pub fn generate_in(
         Ok(true) if max_tokens > 0 => {
             run.decode(sequence, &mut choices, schedule.as_deref_mut(), &mut reductions)
         }
-        Ok(_) => {
-            run.weigh(&reductions, &[&mut *sequence.cache]);
+        Ok(whole) => {
+            if whole {
+                run.weigh(&reductions, &[&mut *sequence.cache]);
+            }
             Ok(())
         }
         Err(error) => Err(error),

@@ -5,13 +5,15 @@
 use std::sync::atomic::AtomicBool;
 
 use tessera_core::dist::Sampling;
-use tessera_core::entry::Method;
+use tessera_core::entry::{Method, MethodEntry, Place, Role, Site};
+use tessera_core::pass::ReadEvidence;
 use tessera_core::{
     Backbone, CacheOptions, Control, Error, Eviction, KvStore, Lent, Pass, Position, Reduce,
-    ReduceContext, Reveal, Row, RowsOut, Segment, Taps, TokenId,
+    ReduceContext, Reveal, Row, RowsOut, Segment, Sites, Taps, TokenId,
 };
-use tessera_engine::{Model, Outcome, Recipe, Request, generate};
+use tessera_engine::{Model, Outcome, Recipe, Request, Sequence, generate, generate_in};
 use tessera_methods::ENTRIES;
+use tessera_methods::reduce::streaming;
 use tessera_model::cpu::{CpuBackbone, Options};
 use tessera_model::toy::{self, Flavour};
 use tessera_runtime::MethodCall;
@@ -210,4 +212,91 @@ fn what_does_not_go_together_is_refused_by_name_and_everything_else_runs() {
         let own = answer(&m, &[reducer, "skipdecode-draft:share=1"]).unwrap().stats;
         assert_eq!(own.accepted_tokens, own.drafted_tokens, "{reducer}");
     }
+}
+
+/// Reads the first rows only, more of them the longer its own text is, in passes of a given kind.
+#[derive(Debug, Clone)]
+struct Short {
+    prefill: bool,
+    asked: u32,
+}
+
+impl Sites for Short {
+    fn reads(&self, layer: usize) -> bool {
+        layer == 0
+    }
+
+    fn read(&mut self, evidence: &ReadEvidence<'_>) -> tessera_core::Result<Option<Vec<Vec<Row>>>> {
+        assert_eq!((evidence.segment, evidence.layer), (0, 0));
+        self.asked += 1;
+        let rows = evidence.keys.rows(0) - evidence.positions.len();
+        Ok(Some(vec![(0..(8 + self.asked).min(rows as u32)).collect(); 2]))
+    }
+}
+
+impl Reduce for Short {
+    fn fork(&self) -> Box<dyn Reduce> {
+        Box::new(self.clone())
+    }
+    fn chunk(&self) -> Option<usize> {
+        self.prefill.then_some(32)
+    }
+    fn prefill_sites(&mut self) -> Option<&mut dyn Sites> {
+        if self.prefill { Some(self) } else { None }
+    }
+    fn decode_sites(&mut self) -> Option<&mut dyn Sites> {
+        if self.prefill { None } else { Some(self) }
+    }
+}
+
+static IN_PREFILL: MethodEntry = MethodEntry {
+    slug: "in-prefill",
+    places: &[Place { role: Role::Reduce, site: Site::Prefill }],
+    build: |_| Ok(Method::Reduce(Box::new(Short { prefill: true, asked: 0 }))),
+    ..streaming::ENTRY
+};
+static IN_DECODE: MethodEntry = MethodEntry {
+    slug: "in-decode",
+    places: &[Place { role: Role::Reduce, site: Site::Decode }],
+    build: |_| Ok(Method::Reduce(Box::new(Short { prefill: false, asked: 0 }))),
+    ..streaming::ENTRY
+};
+
+#[test]
+fn policies_inside_passes_act_for_their_own_text_and_leave_no_rows_to_others() {
+    let m = model(Flavour::Qwen);
+    let words = Words::bytes();
+    let run = |sequence: &mut Sequence, slugs: &[&str], choices| {
+        let entries = [&IN_PREFILL, &IN_DECODE, &tessera_methods::draft::prompt_lookup::ENTRY];
+        let call = |slug: &&str| MethodCall { id: (*slug).to_owned(), ..MethodCall::default() };
+        let calls: Vec<MethodCall> = slugs.iter().map(call).collect();
+        let mut request = Request::new(tokens(PROMPT));
+        request.recipe = Recipe::resolve(&entries, &calls).unwrap();
+        request.sampling = Sampling::neutral();
+        (request.max_tokens, request.ignore_end, request.choices) = (Some(20), true, choices);
+        let model = Model { backbone: &m, vocabulary: &words, draft: None };
+        let cancel = AtomicBool::new(false);
+        generate_in(model, sequence, &request, &mut |_| Control::Continue, &cancel).unwrap()
+    };
+    let fresh = || Sequence::new(&m, 128).unwrap();
+    let plain = run(&mut fresh(), &[], 1);
+    for (slugs, reused) in
+        [(&["in-prefill"][..], 0), (&["in-decode"], PROMPT - 1), (&["in-prefill", "in-decode"], 0)]
+    {
+        let alone = run(&mut fresh(), slugs, 1);
+        assert_ne!(alone.choices, plain.choices, "{slugs:?}");
+        assert_eq!(alone.choices[0], run(&mut fresh(), slugs, 3).choices[0], "{slugs:?}");
+        // Passes of 32 rows where the policy asks for them: 3 for 80, and 19 for the text.
+        let passes = if slugs[0] == "in-prefill" { 22 } else { 20 };
+        assert_eq!(alone.stats.passes, passes);
+        let mut sequence = fresh();
+        run(&mut sequence, &[], 1);
+        let after = run(&mut sequence, slugs, 1);
+        assert_eq!((&after.choices, after.stats.reused_tokens), (&alone.choices, reused));
+        let again = run(&mut sequence, &[], 1);
+        assert_eq!((&again.choices, again.stats.reused_tokens), (&plain.choices, reused));
+    }
+    // With drafts, whatever is guessed is computed under the same policy.
+    let drafted = run(&mut fresh(), &["in-prefill", "prompt-lookup"], 2);
+    assert_eq!(drafted.choices[0], run(&mut fresh(), &["in-prefill"], 1).choices[0]);
 }

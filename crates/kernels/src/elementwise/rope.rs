@@ -29,6 +29,8 @@ pub struct Rope {
     interleaved: bool,
     /// `[position][2][dim / 2]`: cosines, then sines.
     table: RwLock<Vec<f32>>,
+    /// The same by blocks of 16 positions, `[block][2][dim / 2][16]`, for keys that lie so.
+    blocks: RwLock<Vec<f32>>,
 }
 
 impl Rope {
@@ -68,6 +70,7 @@ impl Rope {
             frequencies: (0..dim / 2).map(frequency).collect(),
             interleaved,
             table: RwLock::new(Vec::new()),
+            blocks: RwLock::new(Vec::new()),
         })
     }
 
@@ -180,7 +183,12 @@ impl Rope {
         assert!(x.len() >= head_dim * LANES && head_dim >= self.dim());
         assert!(turns.len() >= self.dim() * LANES && positions.len() <= LANES);
         let (dim, half) = (self.dim(), self.dim() / 2);
-        {
+        let first = positions.first().map_or(0, |&p| p as usize);
+        let run = positions.iter().enumerate().all(|(i, &p)| p as usize == first + i);
+        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        let known = blocks.get(first * dim..(first + LANES) * dim);
+        let known = known.filter(|_| run && first.is_multiple_of(LANES));
+        if known.is_none() {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
             let mut far = Vec::new();
             for (lane, &at) in positions.iter().enumerate() {
@@ -203,7 +211,7 @@ impl Rope {
             // Values of a pair lie this far apart, and pairs this far.
             apart: if self.interleaved { LANES } else { half * LANES },
             next: if self.interleaved { 2 * LANES } else { LANES },
-            turns: turns.as_ptr(),
+            turns: known.unwrap_or(turns).as_ptr(),
         };
         // SAFETY: the lengths were checked above; the caller's path is available.
         unsafe { run_block(isa, &job) };
@@ -223,6 +231,24 @@ impl Rope {
         }
     }
 
+    /// The same for [`Rope::turn_block`].
+    pub(crate) fn prepare_blocks(&self, positions: usize) {
+        self.prepare(positions);
+        let size = self.dim() * LANES;
+        let wanted = positions.min(TABLE_LIMIT).next_multiple_of(TABLE_STEP) / LANES;
+        let have = |blocks: &Vec<f32>| blocks.len() / size;
+        if have(&self.blocks.read().unwrap_or_else(PoisonError::into_inner)) >= wanted {
+            return;
+        }
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        for block in table.chunks_exact(size).take(wanted).skip(have(&blocks)) {
+            // Positions become lanes.
+            let lanes = |turn: usize| (0..LANES).map(move |lane| block[lane * self.dim() + turn]);
+            blocks.extend((0..self.dim()).flat_map(lanes));
+        }
+    }
+
     /// Appends the cosines and the sines of a position.
     fn angles(&self, position: usize, to: &mut Vec<f32>) {
         let angle = |f: &f64| position as f64 * f;
@@ -238,6 +264,7 @@ impl Clone for Rope {
             frequencies: self.frequencies.clone(),
             interleaved: self.interleaved,
             table: RwLock::new(table),
+            blocks: RwLock::new(Vec::new()),
         }
     }
 }

@@ -46,7 +46,7 @@ impl KvLayer {
             to.heads[head].rows = self.heads[head].rows;
         }
         let largest = positions.iter().flat_map(|list| list.iter()).max();
-        rope.prepare(largest.map_or(0, |&p| p as usize + 1));
+        rope.prepare_blocks(largest.map_or(0, |&p| p as usize + 1));
         // A head's blocks, one after the other.
         let blocks: Vec<(usize, usize)> = (0..self.heads.len())
             .flat_map(|h| (0..self.heads[h].rows.div_ceil(KEY_BLOCK)).map(move |b| (h, b)))

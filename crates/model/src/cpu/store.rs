@@ -7,6 +7,9 @@ use tessera_core::{
 };
 use tessera_kernels::{KernelError, KvLayer};
 
+/// Rows that a large compaction leaves room for, at most a quarter of those that it freed.
+const ROOM: usize = 64;
+
 /// Unused rows, beyond half of those in use, that a small compaction leaves to be filled again.
 const SPARE: usize = 16;
 
@@ -147,6 +150,9 @@ impl KvStore for CpuStore {
             let (rows, capacity) = (self.layers[layer].rows(), self.layers[layer].capacity());
             if 8 * (held - rows) >= held || capacity > rows + rows / 2 + SPARE {
                 self.layers[layer].shrink_to(rows);
+                // Room for the next rows, or the first of them doubles what was given back.
+                let room = ROOM.min((capacity - rows) / 4);
+                self.layers[layer].reserve(rows + room).map_err(kernel)?;
             }
         }
         self.table.compact(plan)
