@@ -33,8 +33,8 @@ impl Vocabulary for Bytes {
     }
 }
 
-/// The first character says which language, the rest up to a zero byte is the constraint, what
-/// follows a text to read.
+// The first character says which language, the rest up to a zero byte is the constraint, what
+// follows a text to read.
 fuzz_target!(|text: &str| {
     let mut characters = text.chars();
     let (entry, field): (&MethodEntry, _) = match characters.next() {

@@ -97,6 +97,11 @@ impl Constraint for Guidance {
                 return Err(self.refuse("reading it came to no end"));
             }
         };
+        if !parser.parser.grammar().lexer_spec().can_rollback() {
+            let what = "stop=... and max_tokens=... take text back or count tokens, which a constraint \
+                        on the text alone does not do here";
+            return Err(self.refuse(what));
+        }
         parser.start_without_prompt();
         let mut parsing = Parsing { about: self.clone(), parser, tokens: 0 };
         parsing.settle()?;

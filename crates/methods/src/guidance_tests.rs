@@ -118,6 +118,8 @@ fn what_cannot_be_read_or_met_is_refused_and_named() {
         (Source::Lark("start: foo".to_owned()), "foo"),
         (Source::Lark("start: \"a".to_owned()), ""),
         (Source::Lark("nothing: \"a\"".to_owned()), "start"),
+        (Source::Lark("start: a \"x\"\na[stop=\"b\"]: /[a-z]*/".to_owned()), "stop="),
+        (Source::Lark("start: a \"x\"\na[max_tokens=3]: /[a-z]*/".to_owned()), "max_tokens="),
         (Source::Lark("start: <|im_end|>".to_owned()), "control token"),
         (Source::JsonSchema(json!({ "type": "tensor" })), "tensor"),
         (Source::JsonSchema(json!({ "type": "string", "pattern": "(" })), "unclosed"),
@@ -170,6 +172,56 @@ fn grammar_bombs_are_errors_in_bounded_time() {
         }
         assert!(start.elapsed().as_secs() < 20, "{name} took {:?}", start.elapsed());
     }
+}
+
+#[test]
+fn damaged_constraints_are_refused_or_read_and_never_panic() {
+    let seeds = [
+        "start: item (\",\" item)*\nitem: NAME \"=\" /[0-9]+(\\.[0-9]+)?/ | \"(\" start \")\"\nNAME: /[a-z]{1,8}/\n",
+        "([a-z]+\\d{2,5}|\\p{Greek}*?)(?i:x)[^\"\\\\]",
+        r##"{"type":"object","properties":{"a":{"anyOf":[{"type":"integer","minimum":-3},{"$ref":"#/$defs/b"}]}},"$defs":{"b":{"type":"string","pattern":"^x+$","maxLength":9}},"required":["a"]}"##,
+    ];
+    let words = Words::bytes();
+    let (mut read, mut all) = (0, 0);
+    for round in 0..240u64 {
+        let kind = (round % 3) as usize;
+        let mut text: Vec<char> = seeds[kind].chars().collect();
+        let key = tessera_core::dist::Key::new(round, 0, 0);
+        for edit in 0..1 + round as u32 % 4 {
+            let bits = key.bits(edit);
+            let at = (bits >> 8) as usize % text.len();
+            match bits % 4 {
+                0 => drop(text.remove(at)),
+                1 => text.insert(at, text[(bits >> 40) as usize % text.len()]),
+                2 => text[at] = char::from((bits >> 48) as u8 & 0x7f),
+                _ => {
+                    let other = (bits >> 40) as usize % text.len();
+                    text.swap(at, other);
+                }
+            }
+        }
+        let text: String = text.into_iter().collect();
+        let source = match kind {
+            0 => Source::Lark(text),
+            1 => Source::Regex(text),
+            _ => match serde_json::from_str(&text) {
+                Ok(schema) => Source::JsonSchema(schema),
+                Err(_) => continue,
+            },
+        };
+        all += 1;
+        match guidance(source).begin(&words) {
+            Ok(state) => {
+                read += 1;
+                let mut guard = Guard::new(state, &words);
+                for token in 0..words.len() as TokenId {
+                    guard.check(token, &words).unwrap();
+                }
+            }
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    }
+    assert!(read > 20 && read < all, "{read} of {all} were read");
 }
 
 #[test]

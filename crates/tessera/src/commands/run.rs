@@ -59,6 +59,16 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         let reason = outcome.choices[0].reason;
         let line = stats_line(&outcome.stats, reason, request.seed, settings.tokens);
         let _ = writeln!(std::io::stderr(), "{line}");
+        if let Some(population) = &outcome.population {
+            let _ = writeln!(
+                std::io::stderr(),
+                "[{} particles, {:.1} effective, resampled {} times · ln P(constraint) about {:.2}]",
+                population.count,
+                population.effective,
+                population.resamplings,
+                population.log_probability
+            );
+        }
     }
     complete(&outcome)
 }
