@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use tessera_model::gguf::Gguf;
 use tessera_model::open_weights;
-use tessera_model::{ExportType, export_safetensors};
 use tessera_model::tokenizer::HuggingFace;
 use tessera_model::toy::{Flavour, gguf};
+use tessera_model::{ExportType, export_safetensors};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
