@@ -33,19 +33,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", help="what the example toy_directory wrote")
     parser.add_argument("--tessera", default="target/release/tessera")
-    parser.add_argument("--probes", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--keep", type=int, default=3)
-    parser.add_argument("--top", type=int, default=1)
+    parser.add_argument("--probes", type=int, default=256, help="in one run, at most 256")
+    parser.add_argument("--rounds", type=int, default=4, help="runs, each with a seed of its own")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--keep", type=int, default=5)
+    parser.add_argument("--top", type=int, default=3)
     parser.add_argument("--rho", type=float, default=0.3)
     a = parser.parse_args()
 
-    command = [
-        a.tessera, "explain", "-q", "--json", "-m", a.directory, "--prompt", PROMPT, "--replace", "vocabulary",
-        "--probes", str(a.probes), "--max-steps", str(a.steps), "--keep", str(a.keep), "--keep-share", "1",
-        "--top", str(a.top), "--rho", str(a.rho),
-    ]  # fmt: skip
-    ours = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    def here(seed):
+        command = [
+            a.tessera, "explain", "-q", "--json", "-m", a.directory, "--prompt", PROMPT, "--replace", "vocabulary",
+            "--probes", str(a.probes), "--max-steps", str(a.steps), "--keep", str(a.keep), "--keep-share", "1",
+            "--top", str(a.top), "--rho", str(a.rho), "--seed", str(seed),
+        ]  # fmt: skip
+        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    runs = [here(seed) for seed in range(a.rounds)]
+    ours = runs[0]
     ids = torch.tensor([[t["token"] for t in ours["tokens"]]])
     target = torch.tensor([ours["target_token"]])
 
@@ -63,32 +68,36 @@ def main():
     )
     # Its debug lines decode every token even when they are not shown.
     evaluator.tokenizer = type("Silent", (), {"decode": staticmethod(lambda ids: "")})()
+    # Probes that stopped count, as in both programs.
+    mine = torch.tensor([p["scores"] for run in runs for p in run["probes"] if p["stopped"]])
+    seconds_here = sum(run["seconds"] for run in runs)
     start = time.time()
+    theirs = []
     with torch.no_grad():
         law = torch.softmax(model(ids).logits[0, -1], -1)
-        scores = evaluator(ids.repeat(a.probes, 1), target)
+        for _ in range(a.rounds):
+            scores = evaluator(ids.repeat(a.probes, 1), target)
+            theirs.append(scores[evaluator.stop_mask])
+    theirs = torch.cat(theirs)
     seconds = time.time() - start
-    stopped = evaluator.stop_mask
-    kept = scores[stopped] if stopped.any() else scores
-    theirs, error = kept.mean(0), kept.std(0) / len(kept) ** 0.5
-    mine = torch.tensor([t["importance"] for t in ours["tokens"]])
-    # Both means have an error; the probes that count are about as many on both sides.
-    z = (mine - theirs) / (error * (1 + len(kept) / max(ours["stopped"], 1)) ** 0.5)
+    error = (mine.var(0) / len(mine) + theirs.var(0) / len(theirs)).sqrt()
+    means = mine.mean(0), theirs.mean(0)
+    z = (means[0] - means[1]) / error
 
     print(f"target {ours['target_token']}: probability {ours['probability']:.4f} here, {law[target].item():.4f} in "
-          f"transformers; probes that stopped {ours['stopped']} and {int(stopped.sum())} of {a.probes}")
+          f"transformers; probes that stopped {len(mine)} and {len(theirs)} of {a.probes * a.rounds}")
     print(f"{'token':<8}{'here':>10}{'inseq':>10}{'standard errors':>18}")
-    for part, m, t, s in zip(ours["tokens"], mine, theirs, z):
+    for part, m, t, s in zip(ours["tokens"], *means, z):
         print(f"{part['text']!r:<8}{m:>10.4f}{t:>10.4f}{s:>18.2f}")
 
     def ranks(x):
         return x.argsort().argsort().float()
 
-    n = len(mine)
-    spearman = 1 - 6 * ((ranks(mine) - ranks(theirs)) ** 2).sum() / (n * (n * n - 1))
+    n = len(z)
+    spearman = 1 - 6 * ((ranks(means[0]) - ranks(means[1])) ** 2).sum() / (n * (n * n - 1))
     largest = z.abs().max().item()
-    print(f"largest difference {largest:.2f} standard errors ({(mine - theirs).abs().max():.4f}), rank correlation "
-          f"{spearman:.3f}; {ours['seconds']:.2f} s here, {seconds:.2f} s inseq "
+    print(f"largest difference {largest:.2f} standard errors ({(means[0] - means[1]).abs().max():.4f}), rank correlation "
+          f"{spearman:.3f}; {seconds_here:.2f} s here, {seconds:.2f} s inseq "
           f"({torch.get_num_threads()} threads)")
     # Bonferroni over the positions at 1 in 10,000.
     print("same" if largest < 4.5 else "DIFFERENT")

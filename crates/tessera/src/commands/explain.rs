@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tessera_core::TokenId;
 use tessera_core::entry::{find, read_as};
-use tessera_runtime::reagent::{Attribution, ReAGent, explain};
+use tessera_runtime::reagent::{Attribution, Probe, ReAGent, explain};
 use tessera_runtime::{METHODS, Message, Prompt, Session};
 
 use super::result;
@@ -124,8 +124,8 @@ struct Explained {
     rank: usize,
     tokens: Vec<Part>,
     stopped: usize,
-    probes: usize,
-    steps: Vec<usize>,
+    /// What each probe found, position by position.
+    probes: Vec<Probe>,
     passes: usize,
     rows: usize,
     seconds: f64,
@@ -238,8 +238,7 @@ fn describe(
             .map(|(p, &token)| Part { text: spelt(token), token, importance: importance(p) })
             .collect(),
         stopped,
-        probes: found.probes.len(),
-        steps: found.probes.iter().map(|p| p.steps).collect(),
+        probes: found.probes,
         passes: found.passes,
         rows: found.rows,
         seconds,
@@ -299,8 +298,8 @@ fn heat(e: &Explained, colours: bool) -> String {
         e.probability,
         e.rank + 1,
         e.stopped,
-        e.probes,
-        range(&e.steps),
+        e.probes.len(),
+        range(&e.probes),
         e.passes,
         e.rows,
         e.seconds
@@ -308,8 +307,10 @@ fn heat(e: &Explained, colours: bool) -> String {
     text
 }
 
-fn range(steps: &[usize]) -> String {
-    let (low, high) = (steps.iter().min().unwrap_or(&0), steps.iter().max().unwrap_or(&0));
+/// The least and the most steps that a probe took.
+fn range(probes: &[Probe]) -> String {
+    let steps = || probes.iter().map(|p| p.steps);
+    let (low, high) = (steps().min().unwrap_or(0), steps().max().unwrap_or(0));
     if low == high { low.to_string() } else { format!("{low} to {high}") }
 }
 
@@ -327,8 +328,9 @@ mod tests {
             rank: 0,
             tokens: vec![part("<s>", None), part("a&b", Some(0.75)), part("\n", Some(0.25))],
             stopped: 0,
-            probes: 2,
-            steps: vec![4, 9],
+            probes: [4, 9]
+                .map(|steps| Probe { scores: vec![0.75, 0.25], steps, stopped: false })
+                .to_vec(),
             passes: 10,
             rows: 20,
             seconds: 0.5,

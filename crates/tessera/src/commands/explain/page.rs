@@ -45,7 +45,7 @@ pub(super) fn html(e: &Explained) -> String {
         e.probability,
         e.rank + 1,
         e.stopped,
-        e.probes,
+        e.probes.len(),
         e.passes,
         e.rows,
         e.settings.replace,
