@@ -86,10 +86,16 @@ fn neutral_is_plain(model: &str, lines: usize, tokens: usize) {
         let plain = fresh(&session, &asked);
         assert_eq!(plain.stats.forgotten(), 0.0);
         let mut drafted = 0;
+        let mut base = session.sequence().unwrap();
+        answer(&session, &mut base, &Request { max_tokens: Some(0), ..asked.clone() });
         for text in NEUTRAL {
             for drafter in [None, Some("prompt-lookup"), Some("cascade")] {
                 asked.recipe = recipe(&drafter.into_iter().chain([*text]).collect::<Vec<_>>());
-                let mut sequence = session.sequence().unwrap();
+                // From nothing where nobody drafts, from the same prompt's rows otherwise.
+                let mut sequence = match drafter {
+                    None if text.contains("budget") => session.sequence().unwrap(),
+                    _ => base.fork().unwrap(),
+                };
                 let with = answer(&session, &mut sequence, &asked);
                 assert_eq!(with.choices, plain.choices, "{model}, {text}, {drafter:?}");
                 assert_eq!(with.stats.forgotten(), 0.0, "{text}");

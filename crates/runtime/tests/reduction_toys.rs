@@ -2,14 +2,15 @@
 //! which methods do not go together.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test is a failed test")]
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use tessera_core::dist::Sampling;
 use tessera_core::entry::{Method, MethodEntry, Place, Role, Site};
 use tessera_core::pass::ReadEvidence;
 use tessera_core::{
-    Backbone, CacheOptions, Control, Error, Eviction, KvStore, Lent, Pass, Position, Reduce,
-    ReduceContext, Reveal, Row, RowsOut, Segment, Sites, Taps, TokenId,
+    Backbone, CacheOptions, Capabilities, Control, Error, Eviction, KvStore, Lent, ModelSpec, Pass,
+    Position, Reduce, ReduceContext, Reveal, Row, RowsOut, Segment, Sites, Taps, TokenId, Write,
 };
 use tessera_engine::{Model, Outcome, Recipe, Request, Sequence, generate, generate_in};
 use tessera_methods::ENTRIES;
@@ -162,7 +163,7 @@ fn pseudo_tokens_elsewhere_or_apart_select_something_else() {
     }
 }
 
-fn answer(m: &CpuBackbone, calls: &[&str]) -> Result<Outcome, Error> {
+fn answer(m: &dyn Backbone, calls: &[&str]) -> Result<Outcome, Error> {
     let words = Words::bytes();
     let call = |text: &&str| MethodCall::parse(ENTRIES, text).unwrap();
     let mut request = Request::new(tokens(PROMPT));
@@ -211,6 +212,68 @@ fn what_does_not_go_together_is_refused_by_name_and_everything_else_runs() {
         // What drafts is the target itself, which sees the same cache: everything is accepted.
         let own = answer(&m, &[reducer, "skipdecode-draft:share=1"]).unwrap().stats;
         assert_eq!(own.accepted_tokens, own.drafted_tokens, "{reducer}");
+    }
+}
+
+/// Notes for every pass that adds rows how many there are and at which position it goes on.
+struct Watching<'a> {
+    model: &'a CpuBackbone,
+    seen: Mutex<Vec<(usize, Position)>>,
+}
+
+impl Backbone for Watching<'_> {
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+    fn spec(&self) -> &ModelSpec {
+        self.model.spec()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.model.capabilities()
+    }
+    fn new_cache(&self, options: CacheOptions) -> tessera_core::Result<Box<dyn KvStore>> {
+        self.model.new_cache(options)
+    }
+    fn unrotate(&self, cache: &mut dyn KvStore) -> tessera_core::Result<()> {
+        self.model.unrotate(cache)
+    }
+    fn forward(&self, pass: &mut Pass<'_, '_>, reveal: &mut Reveal) -> tessera_core::Result<()> {
+        for segment in pass.segments.iter().filter(|s| s.write == Write::Append) {
+            let held = segment.cache.as_ref().map_or(0, |cache| cache.table().len());
+            self.seen.lock().unwrap().push((held, segment.positions[0]));
+        }
+        self.model.forward(pass, reveal)
+    }
+}
+
+#[test]
+fn the_text_goes_on_behind_the_ranks_or_at_its_own_place() {
+    let m = model(Flavour::Llama);
+    for drafter in [&[][..], &["prompt-lookup"]] {
+        for (text, ranked) in [
+            ("treekv:budget=20", true),
+            ("streaming:budget=20,rerank=true", true),
+            ("treekv:budget=20,rerank=false", false),
+            ("streaming:budget=20", false),
+            ("snapkv:budget=20,window=4", false),
+        ] {
+            let watching = Watching { model: &m, seen: Mutex::default() };
+            let made = answer(&watching, &[drafter, &[text]].concat()).unwrap();
+            let seen = watching.seen.into_inner().unwrap();
+            assert_eq!(seen[0], (0, 0));
+            let mut last = PROMPT as Position;
+            for (i, &(held, position)) in seen[1..].iter().enumerate() {
+                if ranked {
+                    assert_eq!((held, position), (20, 20), "{text}, step {i}");
+                } else {
+                    assert!(position >= last && (i > 0 || position == last), "{text}, step {i}");
+                    last = position + 1;
+                }
+            }
+            let steps = made.stats.passes - 1;
+            assert_eq!(seen.len() - 1, steps, "{text}");
+            assert!(ranked || drafter.len() == 1 || last as usize == PROMPT + steps);
+        }
     }
 }
 
