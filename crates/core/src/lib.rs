@@ -16,6 +16,7 @@ pub mod event;
 pub mod layers;
 pub mod pass;
 pub mod plan;
+pub mod predicate;
 pub mod text;
 pub mod visible;
 
@@ -26,7 +27,7 @@ pub use backbone::{
 pub use cache::{CacheTable, KeyForm};
 pub use constrain::{
     Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint, ConstraintStats,
-    Drawn, Guard, Judged, Judgement, Predicate, TokenSet,
+    Drawn, Guard, TokenSet,
 };
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
@@ -37,6 +38,7 @@ pub use pass::{
     SegmentReveal, Sites, Taps, Write,
 };
 pub use plan::{Keep, KeepPlan, Merge};
+pub use predicate::{Judged, Judgement, Predicate};
 pub use visible::{Span, Visible};
 
 /// A token's index in its model's vocabulary.

@@ -63,6 +63,10 @@ fn role(entry: &MethodEntry) -> Result<Role> {
     }
     match entry.places.first().map(|p| p.role) {
         Some(role @ (Role::Draft | Role::Accept)) => Ok(role),
+        Some(Role::Constrain) => refuse(
+            "what constraints ask and cost, by sampler, is printed by `cargo run --release -p \
+             tessera-runtime --example constrain -- MODEL`",
+        ),
         _ => refuse(
             "check has no baseline and no control for what it decides yet: run it with \
              `tessera run MODEL PROMPT --method` and compare with `--method none`",
