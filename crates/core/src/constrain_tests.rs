@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::dist::Sampling;
+use crate::predicate::{Judged, Judgement, Predicate};
 
 /// Words "a", "b", "ab", a byte that begins a character, a control token, an end token.
 struct Six;

@@ -17,6 +17,7 @@ pub mod event;
 pub mod layers;
 pub mod pass;
 pub mod plan;
+pub mod predicate;
 pub mod reduce;
 pub mod text;
 pub mod visible;
@@ -29,7 +30,7 @@ pub use cache::{CacheTable, KeyForm};
 pub use calibration::Calibration;
 pub use constrain::{
     Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint, ConstraintStats,
-    Drawn, Guard, Judged, Judgement, Predicate, TokenSet,
+    Drawn, Guard, TokenSet,
 };
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;
@@ -40,6 +41,7 @@ pub use pass::{
     Segment, SegmentReveal, Sites, Taps, Write,
 };
 pub use plan::{Keep, KeepPlan, Merge};
+pub use predicate::{Judged, Judgement, Predicate};
 pub use reduce::{CommittedStep, Eviction, Reduce, ReduceContext, StepReceived};
 pub use visible::{Span, Visible};
 

@@ -28,7 +28,9 @@ pub use prompt::Prompt;
 pub use session::{Info, Options, Session};
 pub use tessera_core::dist::Sampling;
 pub use tessera_core::entry::{MethodCall, MethodEntry};
-pub use tessera_core::{Control, Event, FinishReason, TokenId, Vocabulary};
+pub use tessera_core::{
+    Constraint, Control, Event, FinishReason, Judged, Judgement, Predicate, TokenId, Vocabulary,
+};
 pub use tessera_engine::{
     Completion, CostCurve, Outcome, Particle, Population, Recipe, Request, Sequence, Stats,
 };

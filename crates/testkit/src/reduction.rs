@@ -52,7 +52,12 @@ fn policy(
         all.insert((*name).to_owned(), value.clone());
     }
     match (entry.build)(&entry.resolve(&all).map_err(said)?).map_err(said)? {
-        Method::Reduce(policy) => Ok(Some(policy)),
+        // What only acts inside passes keeps every row.
+        Method::Reduce(mut policy)
+            if policy.decode_sites().is_none() && policy.prefill_sites().is_none() =>
+        {
+            Ok(Some(policy))
+        }
         _ => Ok(None),
     }
 }

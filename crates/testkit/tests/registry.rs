@@ -1,3 +1,5 @@
+//! Long because every law needs a policy that breaks it.
+//!
 //! The laws over the whole registry, and proof that each law can fail.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -281,17 +283,17 @@ impl ConstrainedSampler for Reviver {
 
 /// Two wrong ways to hold the state of "no two equal letters in a row": each is right otherwise.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
+enum Slip {
     Rollback,
     Fork,
 }
 
 #[derive(Debug)]
-struct Wrong(Fault);
+struct Wrong(Slip);
 
 #[derive(Debug, Clone)]
 struct WrongState {
-    fault: Fault,
+    fault: Slip,
     text: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -326,13 +328,13 @@ impl Constrain for WrongState {
         let Some(left) = length.checked_sub(tokens) else {
             return Err(tessera_core::constrain::too_far(tokens, length));
         };
-        let more = usize::from(self.fault == Fault::Rollback && tokens > 1);
+        let more = usize::from(self.fault == Slip::Rollback && tokens > 1);
         self.text().truncate(left + more);
         Ok(())
     }
 
     fn fork(&self) -> Box<dyn Constrain> {
-        if self.fault == Fault::Fork {
+        if self.fault == Slip::Fork {
             return Box::new(self.clone());
         }
         let text = Arc::new(Mutex::new(self.text().clone()));
@@ -353,9 +355,9 @@ const WRONG: MethodEntry = MethodEntry {
     ..entry::<Good>()
 };
 static WRONG_ROLLBACK: MethodEntry =
-    MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Fault::Rollback)))), ..WRONG };
+    MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Slip::Rollback)))), ..WRONG };
 static WRONG_FORK: MethodEntry =
-    MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Fault::Fork)))), ..WRONG };
+    MethodEntry { build: |_| Ok(Method::Constrain(Box::new(Wrong(Slip::Fork)))), ..WRONG };
 /// Settings of a policy that evicts, with what goes wrong in it.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

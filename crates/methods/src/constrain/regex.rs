@@ -3,8 +3,8 @@
 //! Year: none
 //! Id: none
 //! Implemented: the whole text matches `pattern`, in Rust's regex syntax, from its first to its last
-//!   character, as the library `llguidance` reads it: no look-around (but for a last `\b`-free
-//!   suffix), no back-references; `\d`, `\w` and `\s` are Unicode's.
+//!   character, as the library `llguidance` reads it: no look-around, no back-references; `\d`, `\w`
+//!   and `\s` are Unicode's.
 //! Left out: patterns over bytes that are no UTF-8.
 //! Tag: regex
 
