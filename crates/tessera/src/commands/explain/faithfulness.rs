@@ -157,16 +157,15 @@ fn describe(m: &Measured) -> String {
          attribution, 95 % interval over prompts; above 0 is better than random.",
         m.model, m.prompts, m.tokens, m.masks, m.stopped
     );
-    let _ = writeln!(
-        text,
-        "{:<16}{:<40}{}",
-        "attribution", "sufficiency (Soft-NS)", "comprehensiveness (Soft-NC)"
-    );
+    text.push_str(&format!(
+        "{:<16}{:<56}comprehensiveness (Soft-NC)\n",
+        "attribution", "sufficiency (Soft-NS)"
+    ));
     let shown =
         |r: Ratio| format!("{:+.3} [{:+.3}, {:+.3}] {}", r.value, r.low, r.high, r.verdict());
     for line in &m.lines {
         let (ns, nc) = (shown(line.sufficiency), shown(line.comprehensiveness));
-        let _ = writeln!(text, "{:<16}{ns:<50}{nc}", line.attribution);
+        let _ = writeln!(text, "{:<16}{ns:<56}{nc}", line.attribution);
     }
     text
 }
