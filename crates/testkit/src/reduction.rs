@@ -52,12 +52,8 @@ fn policy(
         all.insert((*name).to_owned(), value.clone());
     }
     match (entry.build)(&entry.resolve(&all).map_err(said)?).map_err(said)? {
-        // What only acts inside passes keeps every row.
-        Method::Reduce(mut policy)
-            if policy.decode_sites().is_none() && policy.prefill_sites().is_none() =>
-        {
-            Ok(Some(policy))
-        }
+        // What acts inside passes reads less and keeps every row.
+        Method::Reduce(policy) => Ok((!entry.needs.capabilities.sites).then_some(policy)),
         _ => Ok(None),
     }
 }
