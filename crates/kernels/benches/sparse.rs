@@ -6,7 +6,7 @@
 //! Prints milliseconds a step for all sequences, brought to 24 layers: the median of the repetitions,
 //! and the bytes read by each. Ranking, listing and attending are shown apart.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::print_stdout)]
 
 use std::time::Instant;
 use tessera_kernels::attention::{

@@ -1,4 +1,7 @@
 //! A chunk of which a query sees few keys: gathered and computed side by side, summed by slot.
+//!
+//! Strewn rows are no stream that a processor foresees, so keys and values are asked for by number
+//! while others are being computed; without it, half of the time is spent waiting.
 #![allow(unsafe_code)]
 
 use super::CHUNK;
@@ -8,9 +11,8 @@ use crate::KEY_BLOCK;
 
 /// Key blocks turned and scored at a time: their widened values stay in the first-level cache.
 const GROUP: usize = 4;
-const AHEAD: usize = 1;
+/// Rows of the next chunk whose keys are asked for while values are added.
 const NEXT: usize = 128;
-const VALUES: bool = true;
 
 impl Call<'_> {
     /// Whether the rows of the unit see fewer than half of the slots that they range over.
@@ -206,17 +208,15 @@ impl Call<'_> {
             for (i, group) in ids.chunks(GROUP * KEY_BLOCK).enumerate() {
                 let out = w.s.as_mut_ptr().wrapping_add(i * GROUP * KEY_BLOCK);
                 let n = group.len() / KEY_BLOCK;
-                let at = i * GROUP * KEY_BLOCK;
-                let ahead = at + AHEAD * GROUP * KEY_BLOCK;
-                let next = &ids[ahead.min(ids.len())..(ahead + GROUP * KEY_BLOCK).min(ids.len())];
+                let after = (i + 1) * GROUP * KEY_BLOCK;
+                let next = &ids[after.min(ids.len())..(after + GROUP * KEY_BLOCK).min(ids.len())];
+                // The keys of the next group, and the values of this one, which scores keep waiting.
                 // SAFETY: the slices hold row numbers; the pool's path is available.
                 unsafe {
-                    let keys = self.input.layer.keys(unit.head).as_ptr();
-                    run_ask(self.isa, keys, next.as_ptr(), next.len(), self.stride);
-                    if VALUES {
-                        let values = self.input.layer.values(unit.head).as_ptr();
-                        run_ask(self.isa, values, group.as_ptr(), group.len(), self.stride);
-                    }
+                    let (keys, values) =
+                        (self.input.layer.keys(unit.head), self.input.layer.values(unit.head));
+                    run_ask(self.isa, keys.as_ptr(), next.as_ptr(), next.len(), self.stride);
+                    run_ask(self.isa, values.as_ptr(), group.as_ptr(), group.len(), self.stride);
                 }
                 self.score_rows(unit, q, queries, group, n, out, S_STRIDE, &mut w.wide);
             }
@@ -352,7 +352,9 @@ mod tests {
                 let cached = keys - rows;
                 let common = chosen(shape, 1, cached, one_in);
                 // Each row sees itself and, like a tree, some of the rows before it.
-                let own = |row: usize| (0..=row).filter(move |r| *r == row || (row - r) % 2 == 0);
+                let own = |row: usize| {
+                    (0..=row).filter(move |r| *r == row || (row - r).is_multiple_of(2))
+                };
                 let mut ranked = SpanTable::after(common.clone());
                 let mut by_slot = SpanTable::per_head();
                 for row in 0..rows {

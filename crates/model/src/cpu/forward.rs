@@ -186,6 +186,7 @@ impl CpuBackbone {
             state.active.extend(0..rows as u32);
             state.cached = store.table().len();
             state.dropped.clear();
+            state.behind = None;
             state.spans.iter_mut().for_each(|(_, table)| table.clear());
             state.shared = store.table().is_uniform()
                 && !matches!(segment.keys, Some(KeySet::PerHead(_)))

@@ -17,6 +17,9 @@ pub(super) struct State {
     pub cached: usize,
     /// Whether one table of spans serves all layers with the same window.
     pub shared: bool,
+    /// Whether the segment's rows read all cached rows that its policy chooses, and then rows of
+    /// their own; `None` until it was asked for.
+    pub behind: Option<bool>,
     /// Span tables by window.
     pub spans: Vec<(Option<u32>, SpanTable)>,
     /// From which layer on which rows ran, once rows have been dropped.
@@ -141,7 +144,7 @@ pub(super) fn span_table(
 /// A table of the rows that a policy chose and, behind them, the rows of the pass; gives the lists
 /// back where other things decide as well what is read.
 pub(super) fn few_rows(
-    state: &State,
+    state: &mut State,
     visible: &mut Visible,
     segment: &Segment<'_>,
     store: &CpuStore,
@@ -149,20 +152,23 @@ pub(super) fn few_rows(
     lists: Vec<Vec<Row>>,
 ) -> Result<SpanTable, Option<Vec<Vec<Row>>>> {
     let cached = store.table().positions(l, 0);
-    let after = |p: &Position| segment.positions.iter().all(|q| q > p);
-    let simple = segment.keys.is_none()
-        && store.table().is_uniform()
-        && matches!(segment.write, Write::Append | Write::Discard)
-        && match segment.mask {
-            Mask::Causal => cached.iter().max().is_none_or(after),
-            Mask::Tree { .. } => true,
-            Mask::Bidirectional | Mask::Block { .. } | Mask::Explicit { .. } => false,
-        };
-    if !simple {
+    // The same for all layers, and not worth walking over the whole cache in each of them.
+    let behind = *state.behind.get_or_insert_with(|| {
+        let after = |p: &Position| segment.positions.iter().all(|q| q > p);
+        segment.keys.is_none()
+            && store.table().is_uniform()
+            && matches!(segment.write, Write::Append | Write::Discard)
+            && match segment.mask {
+                Mask::Causal => cached.iter().max().is_none_or(after),
+                Mask::Tree { .. } => true,
+                Mask::Bidirectional | Mask::Block { .. } | Mask::Explicit { .. } => false,
+            }
+    });
+    if !behind {
         return Err(Some(lists));
     }
     let part = Part::new(segment, state);
-    let (plain, keys, window) = (store.table().is_plain(), Some(&[][..]), None);
+    let (plain, keys, window) = (false, Some(&[][..]), None);
     visible.fill(&part.view(segment), Reading { cached, plain, keys, window });
     let mut table = SpanTable::after(lists);
     for row in 0..visible.rows() {
