@@ -3,6 +3,8 @@
 //! Autoregressive decoding is a causal pass of one row; checking a draft is a tree pass; a
 //! diffusion step is a bidirectional pass over a window; a next-scale image step is a block pass.
 //! Several sequences share one pass as [`Segment`]s, each with its own cache.
+//!
+//! Long because a pass, its taps and the sites inside it are one vocabulary.
 
 use crate::backbone::KvStore;
 use crate::{Position, Result, Row, TokenId};

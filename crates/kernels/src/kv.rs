@@ -14,6 +14,8 @@
 //!
 //! Rows are storage, not positions: which row holds which position is the caller's table. Heads
 //! may differ in their number of rows.
+//!
+//! Long because a row is placed, copied and read back in one file, whatever the layout.
 #![allow(unsafe_code)]
 
 mod index;

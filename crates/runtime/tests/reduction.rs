@@ -26,6 +26,10 @@ const NEUTRAL: &[&str] = &[
     "treekv:ratio=0",
     "treekv:budget=100000",
     "treekv:budget=100000,per_head=true",
+    "fasa:ratio=0",
+    "fasa:budget=100000,from=0",
+    "token-sparse-attention:tau=0",
+    "token-sparse-attention:min_tokens=100000",
 ];
 
 /// Settings under which each policy forgets, with a budget for the prompt of 64 rows.

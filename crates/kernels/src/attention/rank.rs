@@ -9,6 +9,8 @@
 //! The selection narrows an interval of scores by halving until few scores are left in it, selects
 //! exactly among these, and lists what is above the threshold: a dozen passes over scores that stay
 //! in the second-level cache, none of which branches on a score.
+//!
+//! Long because scoring, selection and the tests of both against their definitions belong together.
 #![allow(unsafe_code)]
 
 use std::ops::Range;

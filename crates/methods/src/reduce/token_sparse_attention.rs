@@ -149,6 +149,14 @@ impl Tokens {
         Self { config, layers: None }
     }
 
+    /// Whether no pass over any prompt is changed.
+    fn is_idle(&self) -> bool {
+        let c = &self.config;
+        c.tau == 0.0
+            || c.chunk <= c.min_tokens + c.window
+            || self.layers.as_ref().is_some_and(Vec::is_empty)
+    }
+
     /// The rows of every head among `n` of which the last queries gave `shares`, `heads x n`; `None`
     /// where all take part.
     fn select(&self, shares: &[f32], n: usize) -> Option<Vec<Vec<Row>>> {
@@ -227,12 +235,11 @@ impl Reduce for Tokens {
     }
 
     fn chunk(&self) -> Option<usize> {
-        (self.config.tau > 0.0).then_some(self.config.chunk)
+        (!self.is_idle()).then_some(self.config.chunk)
     }
 
     fn prefill_sites(&mut self) -> Option<&mut dyn Sites> {
-        let idle = self.config.tau == 0.0 || self.layers.as_ref().is_some_and(Vec::is_empty);
-        (!idle).then_some(self as &mut dyn Sites)
+        (!self.is_idle()).then_some(self as &mut dyn Sites)
     }
 }
 
@@ -312,6 +319,19 @@ mod tests {
             last = rows[0].len();
         }
         assert_eq!(last, 4);
+    }
+
+    #[test]
+    fn settings_that_change_nothing_take_no_part() {
+        assert!(small(0.1).prefill_sites().is_some() && small(0.1).chunk().is_some());
+        let mut neutral = small(0.0);
+        assert!(neutral.prefill_sites().is_none() && neutral.chunk().is_none());
+        let mut patient = small(0.1);
+        patient.config.min_tokens = patient.config.chunk;
+        assert!(patient.prefill_sites().is_none());
+        let mut nowhere = small(0.1);
+        nowhere.layers = Some(Vec::new());
+        assert!(nowhere.prefill_sites().is_none());
     }
 
     #[test]

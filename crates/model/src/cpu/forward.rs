@@ -2,6 +2,8 @@
 //!
 //! The rows of all segments share every product; attention runs per segment. What a row computes
 //! depends on the row, its visible keys and nothing else, so a pass may be cut or joined freely.
+//!
+//! Long because the order of a layer is read in one piece.
 
 use std::cell::RefCell;
 
