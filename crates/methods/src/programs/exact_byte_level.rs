@@ -65,7 +65,8 @@ pub struct ExactByteLevel {
     pub mode: Mode,
     /// Share of a text's probability that may be left out at each byte: covers below it get no pass of
     /// their own, and tokens that together stay below it are not looked at. 0 (leave out nothing) to
-    /// 0.01. Ours; the paper leaves out nothing.
+    /// 0.01. It weighs more after an improbable byte, by at most a thousandth of that byte's probability. Ours;
+    /// the paper leaves out nothing.
     pub floor: f64,
 }
 
