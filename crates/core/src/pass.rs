@@ -269,9 +269,10 @@ pub trait KeyReader {
     /// Copies the key of (`head`, `row`) as it is stored into `out` (`head_dim` values).
     fn key(&self, head: usize, row: Row, out: &mut [f32]);
 
-    /// Per key head the rows that rank highest, ascending.
+    /// Per key head the rows that rank highest, ascending; keys take part as attention reads them, after
+    /// position encoding, however they are stored.
     ///
-    /// This definition reads key after key. A backbone that answers [`Sites::columns`] with a layout
+    /// This definition reads key after key, and is right for rotated keys only. A backbone that answers [`Sites::columns`] with a layout
     /// of its own overrides it, and may round scores differently.
     ///
     /// # Errors

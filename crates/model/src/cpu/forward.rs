@@ -294,7 +294,12 @@ impl CpuBackbone {
                     queries: q,
                     positions,
                     cached: store.table().len(),
-                    keys: &Keys { layer: kv, pool, rank: RefCell::new(&mut s.rank) },
+                    keys: &Keys {
+                        stored: &store.layers[l],
+                        layer: kv,
+                        pool,
+                        rank: RefCell::new(&mut s.rank),
+                    },
                 })?,
                 _ => None,
             };

@@ -135,6 +135,9 @@ impl CpuBackbone {
 
 /// The keys of a layer, for a policy that chooses what to read.
 pub(super) struct Keys<'a> {
+    /// As they are stored.
+    pub stored: &'a KvLayer,
+    /// Turned to their positions.
     pub layer: &'a KvLayer,
     pub pool: &'a Pool,
     pub rank: RefCell<&'a mut RankScratch>,
@@ -179,7 +182,7 @@ impl KeyReader for Keys<'_> {
     fn key(&self, head: usize, row: Row, out: &mut [f32]) {
         let mut value = vec![0.0; out.len()];
         // Rows outside the layer leave `out` as it is; the trait has no error to give.
-        let _ = self.layer.read_row(head, row as usize, out, &mut value);
+        let _ = self.stored.read_row(head, row as usize, out, &mut value);
     }
 }
 
