@@ -1,3 +1,5 @@
+//! Long because every way into and out of a tokenizer is one type's.
+//!
 //! Text to tokens and back, equal to llama.cpp's on the same file, with one difference that is
 //! meant: text encoded [`Special::AsText`] never becomes a control token, however it is spelled.
 //!
