@@ -175,6 +175,8 @@ pub fn offer(model: Model<'_>) -> tessera_core::entry::Offer {
     tessera_core::entry::Needs {
         capabilities: model.backbone.capabilities(),
         draft_model: model.draft.is_some(),
+        // Whoever resolves a recipe hands it the measurements.
+        calibration: true,
         ..tessera_core::entry::Needs::NONE
     }
 }

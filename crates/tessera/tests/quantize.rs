@@ -64,7 +64,7 @@ fn the_compact_form_is_smaller_and_predicts_the_same() {
 fn what_makes_no_sense_is_refused_by_name() {
     for (line, words) in [
         (&["quantize", "toy.gguf", "out.bin"][..], "must end in .gguf"),
-        (&["quantize", "toy.gguf", "toy.gguf"], "--force"),
+        (&["quantize", "toy.gguf", "toy.gguf"], "the source itself"),
         (&["quantize", "toy.gguf", "toy.gguf", "--force"], "the source itself"),
         (&["quantize", "toy.gguf", "x.gguf", "--scheme", "q5_k"], "not written yet"),
         (&["quantize", "toy.gguf", "x.gguf", "--scheme", "fineqant"], "did you mean `finequant`"),

@@ -149,6 +149,9 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         bar.at(100 * at as u64 / of as u64);
     })?;
     drop(bar);
+    for arm in &mut lineup.arms {
+        arm.recipe = loaded.target.prepared(&arm.recipe)?;
+    }
     if arguments.paced {
         lineup.pace(&curve.0)?;
     }

@@ -343,7 +343,7 @@ mod tests {
     fn a_heat_map_without_colours_has_no_escapes_and_shows_the_warning_first() {
         let text = heat(&explained(), false);
         assert!(text.starts_with("warning: no probe passed") && !text.contains('\x1b'), "{text}");
-        assert!(text.contains("\"a&b\"                 75.0 %  ####") && text.contains("4 to 9"));
+        assert!(text.contains("\"a&b\"                  75.0 %  ####") && text.contains("4 to 9"));
         assert!(heat(&explained(), true).contains("\x1b[48;5;196m"));
     }
 }

@@ -79,7 +79,10 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let workload = arguments.prompts.read()?;
     let loaded = arguments.models.open(globals)?;
     let model = loaded.model();
-    let recipes = recipes(METHODS, &call, &with, &trial::offer(model))?;
+    let recipes = recipes(METHODS, &call, &with, &trial::offer(model))?
+        .into_iter()
+        .map(|(name, recipe)| Ok((name, loaded.target.prepared(&recipe)?)))
+        .collect::<Result<Vec<_>, tessera_runtime::Error>>()?;
     let promise = recipes.iter().fold(entry.exactness, |e, (_, r)| e.and(r.promise()));
     let bar = SlowBar::new("verifying", 1000, globals.quiet);
     let mut findings = Vec::new();
