@@ -44,6 +44,8 @@ pub struct Plan {
     pub speed: usize,
     /// Last tokens of a text that are forced on the model, one by one, for its perplexity.
     pub scored: usize,
+    /// A setting and the values at which arms that have it are measured besides their own.
+    pub sweep: Option<(String, Vec<Value>)>,
     /// The seed.
     pub seed: u64,
     /// When to stop, if time matters.
@@ -166,8 +168,7 @@ fn with_value(recipe: &Recipe, setting: &str, value: &Value) -> Result<Option<Re
     Ok(Some(recipe.with_setting(setting, value)?))
 }
 
-/// Reads `texts` with every arm of `lineup` at every value of `sweep` (a setting and its values; none:
-/// as the arms are). `progress` hears how many of how many texts are done. Time running out, or
+/// Reads `texts` with every arm of `lineup`, as it is and at every value of the plan's sweep. `progress` hears how many of how many texts are done. Time running out, or
 /// `cancel`, ends it after the text in hand.
 ///
 /// # Errors
@@ -177,12 +178,12 @@ pub fn measure<'a>(
     lineup: &Lineup,
     texts: &[Reading],
     tasks: &'a [Task],
-    sweep: Option<(&str, &[Value])>,
     plan: &Plan,
     cancel: &AtomicBool,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Measured<'a>, Retention)> {
     let start = Instant::now();
+    let sweep = plan.sweep.as_ref().map(|(name, values)| (name.as_str(), values.as_slice()));
     let variants = variants(lineup, sweep)?;
     let mut seen: Vec<Vec<Seen>> = Vec::new();
     let mut samples = Vec::new();
@@ -426,7 +427,7 @@ mod tests {
     }
 
     fn reading() -> Reading {
-        let text = "q1234567890abcdefghijklmnoprstuvwxyz".repeat(1);
+        let text = "q1234567890abcdefghijklmnoprstuvwxyz".to_owned();
         let ask = |q: &str, a: &str| Question { text: q.into(), answer: a.into(), depth: 0 };
         let questions = vec![ask("q", "123"), ask("w", "xyz")];
         let tokens = |t: &str| t.bytes().map(u32::from).collect::<Vec<_>>();
@@ -452,21 +453,12 @@ mod tests {
             name: "recall-1".into(),
             tokens: texts[0].prompts[0].clone(),
         };
-        let plan = Plan { answer: 3, speed: 4, scored: 5, seed: 0, limit: None };
-        let sweep = [json!(64)];
+        let sweep = Some(("budget".to_owned(), vec![json!(64)]));
+        let plan = Plan { answer: 3, speed: 4, scored: 5, sweep, seed: 0, limit: None };
         let never = AtomicBool::new(false);
         let tasks = [task];
-        let (_, found) = measure(
-            model,
-            &lineup,
-            &texts,
-            &tasks,
-            Some(("budget", &sweep)),
-            &plan,
-            &never,
-            &mut |_, _| {},
-        )
-        .unwrap();
+        let (_, found) =
+            measure(model, &lineup, &texts, &tasks, &plan, &never, &mut |_, _| {}).unwrap();
         let right = |part, value: Value| {
             let point = found.point(part, &value).unwrap();
             (point.all().unwrap().right, point.kept)

@@ -188,6 +188,7 @@ impl LongFlags {
             answer: ANSWER,
             speed: plan.tokens.min(if quick { 16 } else { 48 }),
             scored: if quick { 32 } else { 64 },
+            sweep,
             seed: plan.seed,
             limit,
         };
@@ -197,7 +198,6 @@ impl LongFlags {
             lineup,
             &readings,
             &tasks,
-            sweep.as_ref().map(|(name, values)| (name.as_str(), values.as_slice())),
             &long,
             interrupt::flag(),
             &mut |done, _| bar.at(done as u64),
