@@ -114,7 +114,7 @@ const SMALL_LOSS: f64 = 5.0;
 /// The verdict on a method that forgets:
 /// - *not here* if it answers no more than what forgets at random, or if the plain run answers too
 ///   little for anything to be lost;
-/// - *confirmed* if it loses at most [`SMALL_LOSS`] points of the plain run's answers and is not
+/// - *confirmed* if it loses at most five points of the plain run's answers and is not
 ///   behind the baseline;
 /// - *partly* otherwise.
 pub fn of_retention(retention: &Retention, rival: Option<&str>) -> Verdict {
