@@ -4,10 +4,9 @@ The archive holds the C++ source of a fixed llama.cpp commit and the ctypes bind
 (native instructions, OpenMP, no tools, no server, no curl), in a virtual environment of its own, below a build directory that git
 ignores. A finished build is recognised by its stamp file and is not repeated.
 
-    python3 bench/side_by_side/llama_setup.py [--dir DIR] [--jobs N] [--server]
+    python3 bench/side_by_side/llama_setup.py [--dir DIR] [--jobs N]
 
-prints the interpreter of that environment, in which `import llama_cpp` works; with `--server` the server's program, which is a second
-build.
+prints the interpreter of that environment; `import llama_cpp` works there.
 """
 
 from __future__ import annotations
@@ -120,42 +119,13 @@ def ensure(directory: Path, jobs: int = 2) -> Path:
     return python
 
 
-SERVER_FLAGS = [
-    "-DLLAMA_BUILD_COMMON=ON",
-    "-DLLAMA_BUILD_TOOLS=ON",
-    "-DLLAMA_BUILD_SERVER=ON",
-    "-DLLAMA_BUILD_UI=OFF",
-]
-"""What the server needs besides; the later of two equal names counts."""
-
-
-def ensure_server(directory: Path, jobs: int = 2) -> Path:
-    """Makes llama.cpp's server, in a build of its own, if it is not there; returns its program."""
-    python = ensure(directory, jobs)
-    program = directory / "build-server" / "bin" / "llama-server"
-    stamp = directory / "built-server.json"
-    wanted = {"version": VERSION, "flags": FLAGS + SERVER_FLAGS, "amx_fix": AMX_FIXED}
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted and program.exists():
-        return program
-    log = directory / "build-server.log"
-    print(f"side_by_side: building llama.cpp's server in {directory}: some minutes, once", file=sys.stderr)
-    bin_dir = python.parent
-    source = directory / f"llama_cpp_python-{VERSION}" / "vendor" / "llama.cpp"
-    run([bin_dir / "cmake", "-S", source, "-B", directory / "build-server", "-G", "Ninja",
-         f"-DCMAKE_MAKE_PROGRAM={bin_dir / 'ninja'}", *FLAGS, *SERVER_FLAGS], log)  # fmt: skip
-    run([bin_dir / "cmake", "--build", directory / "build-server", "--target", "llama-server", "-j", str(jobs)], log)
-    stamp.write_text(json.dumps(wanted))
-    return program
-
-
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=default_dir(), help="build directory (default: target/side_by_side)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="parallel compiler processes")
-    parser.add_argument("--server", action="store_true", help="build the server, too, and print its program")
     arguments = parser.parse_args()
-    print((ensure_server if arguments.server else ensure)(arguments.dir, arguments.jobs))
+    print(ensure(arguments.dir, arguments.jobs))
 
 
 if __name__ == "__main__":
