@@ -9,10 +9,9 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::json;
 use tessera_core::dist::{Key, Sampler, Sampling};
-use tessera_core::{
-    Constrain, ConstrainedDraw, ConstrainedSampler, Guard, Result, TokenId, Vocabulary,
-};
+use tessera_core::{ConstrainedDraw, ConstrainedSampler, Guard, TokenId, Vocabulary};
 use tessera_methods::constrain::awrs::{Adaptive, Awrs, Form};
+use tessera_testkit::Listed;
 
 #[derive(Deserialize)]
 struct Toy {
@@ -46,32 +45,7 @@ impl Vocabulary for Tokens {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Listed(Vec<TokenId>);
-
-impl Constrain for Listed {
-    fn check(&mut self, token: TokenId, _: &[u8]) -> Result<bool> {
-        Ok(self.0.contains(&token))
-    }
-
-    fn complete(&mut self) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn accept(&mut self, _: TokenId, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn rollback(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn fork(&self) -> Box<dyn Constrain> {
-        Box::new(self.clone())
-    }
-}
-
-fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().unwrap_or_else(|| "bench/constrain/toys.json".to_owned());
     let draws: u32 = arguments.next().map_or(Ok(20_000), |n| n.parse())?;

@@ -3,8 +3,8 @@
 use tessera_core::constrain::Masking;
 use tessera_core::dist::chi::{ERROR_LEVEL, goodness};
 use tessera_core::dist::{Key, Sampler, Sampling};
-use tessera_core::{Constrain, Guard, Vocabulary};
-use tessera_testkit::Words;
+use tessera_core::{Guard, Vocabulary};
+use tessera_testkit::{Listed, Words};
 
 use super::*;
 
@@ -143,32 +143,6 @@ fn recursive_of_one() -> Result<Weighted> {
     // E[w^2] = Z E[w]: the weight is Z wherever it is not 0.
     assert!(spread.abs() < 1e-12, "{spread}");
     Ok(Some((0, 1.0)))
-}
-
-/// Allows the tokens of a list, at every place.
-#[derive(Debug, Clone)]
-struct Listed(Vec<TokenId>);
-
-impl Constrain for Listed {
-    fn check(&mut self, token: TokenId, _: &[u8]) -> Result<bool> {
-        Ok(self.0.contains(&token))
-    }
-
-    fn complete(&mut self) -> Result<bool> {
-        Ok(false)
-    }
-
-    fn accept(&mut self, _: TokenId, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-
-    fn rollback(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn fork(&self) -> Box<dyn Constrain> {
-        Box::new(self.clone())
-    }
 }
 
 struct Bench {

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tessera_core::entry::Needs;
-use tessera_core::{CacheTable, Capabilities, Eviction, Keep, KeepPlan, Result, Row};
+use tessera_core::{CacheTable, Capabilities, Error, Eviction, Keep, KeepPlan, Result, Row};
 
 /// Most rows that a budget may name.
 pub const MOST_ROWS: usize = 1 << 24;
@@ -49,6 +49,20 @@ impl Budget {
                 Ok(Self::Rows(rows))
             }
         }
+    }
+
+    /// [`Budget::new`] for the method of this slug.
+    ///
+    /// # Errors
+    /// [`Error::Method`] naming the setting and its range.
+    pub fn of_method(
+        slug: &str,
+        budget: Option<usize>,
+        ratio: Option<f64>,
+        rows: usize,
+    ) -> Result<Self> {
+        Self::new(budget, ratio, rows)
+            .map_err(|what| Error::Method { method: slug.to_owned(), what })
     }
 
     /// Rows that stay of a prompt whose longest head holds `rows`; `None` if all do, however long

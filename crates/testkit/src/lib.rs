@@ -6,12 +6,14 @@
 //! in [`tessera_core::dist::chi`].
 
 pub mod laws;
+pub mod listed;
 pub mod reduction;
 pub mod scripted;
 pub mod source;
 pub mod texts;
 pub mod words;
 
+pub use listed::Listed;
 pub use scripted::Scripted;
 pub use tessera_core::dist::chi;
 pub use words::Words;

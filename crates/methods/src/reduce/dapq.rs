@@ -20,7 +20,7 @@ use tessera_core::entry::{
     defaults_of, read_as, resolve_as, schema_of,
 };
 use tessera_core::{
-    Error, Eviction, HeadSum, Position, Reduce, ReduceContext, Result, TokenId, Vocabulary,
+    Eviction, HeadSum, Position, Reduce, ReduceContext, Result, TokenId, Vocabulary,
 };
 
 use crate::observation::{Onlookers, observe};
@@ -137,8 +137,7 @@ impl PseudoQueries {
     /// # Errors
     /// [`Error::Method`] for a budget out of range.
     pub fn new(config: DapQ) -> Result<Self> {
-        let budget = Budget::new(config.budget, config.ratio, ROWS)
-            .map_err(|what| Error::Method { method: "dapq".to_owned(), what })?;
+        let budget = Budget::of_method("dapq", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget })
     }
 }

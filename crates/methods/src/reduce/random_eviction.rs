@@ -16,9 +16,7 @@ use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
-use tessera_core::{
-    CacheTable, CommittedStep, Error, Eviction, Reduce, ReduceContext, Result, TokenId,
-};
+use tessera_core::{CacheTable, CommittedStep, Eviction, Reduce, ReduceContext, Result, TokenId};
 
 use crate::retention::{Budget, evict, highest, within};
 
@@ -98,8 +96,7 @@ impl Lottery {
     /// # Errors
     /// [`Error::Method`] for a budget out of range.
     pub fn new(config: RandomEviction) -> Result<Self> {
-        let budget = Budget::new(config.budget, config.ratio, ROWS)
-            .map_err(|what| Error::Method { method: "random-eviction".to_owned(), what })?;
+        let budget = Budget::of_method("random-eviction", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget, cap: None })
     }
 

@@ -17,7 +17,7 @@ use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
-use tessera_core::{Error, Eviction, HeadSum, Position, Reduce, ReduceContext, Result};
+use tessera_core::{Eviction, HeadSum, Position, Reduce, ReduceContext, Result};
 
 use crate::observation::{Onlookers, observe};
 use crate::retention::{Budget, Pooling, WATCHES, evict, highest, within};
@@ -96,8 +96,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Method`] for a budget out of range.
     pub fn new(config: SnapKv) -> Result<Self> {
-        let budget = Budget::new(config.budget, config.ratio, ROWS)
-            .map_err(|what| Error::Method { method: "snapkv".to_owned(), what })?;
+        let budget = Budget::of_method("snapkv", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget })
     }
 }

@@ -97,8 +97,7 @@ impl Window {
     /// # Errors
     /// [`tessera_core::Error::Method`] for a budget out of range.
     pub fn new(config: Streaming) -> Result<Self> {
-        let budget = Budget::new(config.budget, config.ratio, ROWS)
-            .map_err(|what| tessera_core::Error::Method { method: "streaming".to_owned(), what })?;
+        let budget = Budget::of_method("streaming", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget, cap: None })
     }
 

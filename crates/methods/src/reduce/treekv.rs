@@ -194,8 +194,7 @@ impl Tree {
     /// # Errors
     /// [`Error::Method`] for a budget out of range.
     pub fn new(config: TreeKv) -> Result<Self> {
-        let budget = Budget::new(config.budget, config.ratio, ROWS)
-            .map_err(|what| Error::Method { method: "treekv".to_owned(), what })?;
+        let budget = Budget::of_method("treekv", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget, layout: None, lists: Vec::new(), at: 1 })
     }
 
