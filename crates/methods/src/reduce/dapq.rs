@@ -135,7 +135,7 @@ impl PseudoQueries {
     /// With these settings.
     ///
     /// # Errors
-    /// [`Error::Method`] for a budget out of range.
+    /// [`tessera_core::Error::Method`] for a budget out of range.
     pub fn new(config: DapQ) -> Result<Self> {
         let budget = Budget::of_method("dapq", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget })
