@@ -17,6 +17,7 @@ use crate::constrain::{ConstrainedSampler, Constraint};
 use crate::draft::Draft;
 use crate::layers::LayerSchedule;
 use crate::reduce::Reduce;
+use crate::unmask::{Unmask, Window};
 use crate::{Error, Result};
 
 /// Settings by name.
@@ -72,6 +73,8 @@ pub enum Site {
     BeforeProjector,
     /// Unmask: what the canvas starts as.
     Init,
+    /// Unmask: which part of the canvas may be filled now.
+    Region,
     /// Unmask: how sure each fill is.
     Score,
     /// Unmask: how many positions a step fills.
@@ -97,7 +100,7 @@ impl Site {
             | Self::Window
             | Self::Layers
             | Self::BeforeProjector => role == Role::Reduce,
-            Self::Init | Self::Score | Self::Quota | Self::Commit | Self::End => {
+            Self::Init | Self::Region | Self::Score | Self::Quota | Self::Commit | Self::End => {
                 role == Role::Unmask
             }
             Self::Constraint | Self::Sampler => role == Role::Constrain,
@@ -262,6 +265,10 @@ pub enum Method {
     Sample(Box<dyn ConstrainedSampler>),
     /// Runs several weighted texts that are resampled as they grow.
     Particles(Particles),
+    /// Decides what a denoising step fills.
+    Unmask(Box<dyn Unmask>),
+    /// Decides which rows a denoising pass computes.
+    Window(Box<dyn Window>),
 }
 
 /// How the particle loop runs.

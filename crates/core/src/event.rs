@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::TokenId;
+use crate::{Position, TokenId};
 
 /// Something that happened in a loop. Borrowed, so that making one costs nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -58,6 +58,23 @@ pub enum Event<'a> {
         bytes_before: usize,
         /// Bytes after.
         bytes_after: usize,
+    },
+    /// A denoising step has changed a canvas.
+    Denoised {
+        /// The choice, from 0.
+        choice: usize,
+        /// The step, from 0.
+        step: u32,
+        /// Positions that it filled (the prompt's first is 0).
+        positions: &'a [Position],
+        /// Their tokens.
+        tokens: &'a [TokenId],
+        /// Positions that it masked again.
+        remasked: &'a [Position],
+        /// Length of the canvas after it.
+        length: usize,
+        /// Masks left.
+        masks: usize,
     },
     /// Tokens became part of a choice; text became certain.
     Committed {

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod backbone;
 pub mod cache;
 pub mod calibration;
+pub mod canvas;
 pub mod constrain;
 pub mod dist;
 pub mod draft;
@@ -20,6 +21,7 @@ pub mod plan;
 pub mod predicate;
 pub mod reduce;
 pub mod text;
+pub mod unmask;
 pub mod visible;
 
 pub use accept::{Accept, Decision, Guess};
@@ -28,6 +30,7 @@ pub use backbone::{
 };
 pub use cache::{CacheTable, KeyForm};
 pub use calibration::Calibration;
+pub use canvas::{Canvas, Filling, Origin};
 pub use constrain::{
     Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint, ConstraintStats,
     Drawn, Guard, TokenSet,
@@ -43,6 +46,10 @@ pub use pass::{
 pub use plan::{Keep, KeepPlan, Merge};
 pub use predicate::{Judged, Judgement, Predicate};
 pub use reduce::{CommittedStep, Eviction, Reduce, ReduceContext, StepReceived};
+pub use unmask::{
+    Commit, End, Evidence, Fill, Hint, InitContext, Look, Prediction, Start, Unmask, Window,
+    WindowPlan, WindowView,
+};
 pub use visible::{Span, Visible};
 
 /// A token's index in its model's vocabulary.

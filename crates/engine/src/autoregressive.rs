@@ -11,12 +11,14 @@ use std::time::Instant;
 
 use tessera_core::dist::Sampler;
 use tessera_core::{
-    Backbone, ConstraintStats, Control, Event, FinishReason, Input, KvStore, LayerSchedule, Layers,
-    Pass, Position, Received, Result, Reveal, RowsOut, Segment, Sites, Vocabulary, Write,
+    Backbone, ConstraintStats, Control, Error, Event, Filling, FinishReason, Input, KvStore,
+    LayerSchedule, Layers, Pass, Position, Received, Result, Reveal, RowsOut, Segment, Sites,
+    Vocabulary, Write,
 };
 
 use crate::cast::Cast;
 use crate::choice::{Bounds, Choice};
+use crate::denoise;
 use crate::particles;
 use crate::reduction::{Evicted, Reduction, Seats, Step};
 use crate::request::{Outcome, Request, Stats};
@@ -31,6 +33,8 @@ pub struct Model<'a> {
     pub vocabulary: &'a dyn Vocabulary,
     /// A smaller model with the same vocabulary, for drafters that run one.
     pub draft: Option<&'a dyn Backbone>,
+    /// How the model fills masks; `None` for one that writes from left to right.
+    pub filling: Option<Filling>,
 }
 
 /// Answers `request` with a memory of its own. See [`generate_in`].
@@ -43,6 +47,9 @@ pub fn generate(
     listener: &mut dyn FnMut(Event<'_>) -> Control,
     cancel: &AtomicBool,
 ) -> Result<Outcome> {
+    if let Some(filling) = model.filling {
+        return denoise::generate(model, filling, request, listener, cancel);
+    }
     let limit = request.limit(model.backbone.spec())?;
     let room = request.max_tokens.map_or(limit, |n| limit.min(request.prompt.len() + n));
     let mut sequence = Sequence::new(model.backbone, room.min(request.prompt.len() + 1024))?;
@@ -67,6 +74,13 @@ pub fn generate_in(
     listener: &mut dyn FnMut(Event<'_>) -> Control,
     cancel: &AtomicBool,
 ) -> Result<Outcome> {
+    if let Some(filling) = model.filling {
+        return denoise::generate(model, filling, request, listener, cancel);
+    }
+    if !request.canvas.is_empty() {
+        let rule = "left out for a model that writes from left to right";
+        return Err(Error::setting("template", "given", rule));
+    }
     let limit = request.limit(model.backbone.spec())?;
     let max_tokens = match request.forced.len() {
         0 => request.max_tokens.unwrap_or(usize::MAX),
@@ -97,7 +111,7 @@ pub fn generate_in(
         bounds,
         reveal: Reveal::new(),
         stats: Stats { prompt_tokens: request.prompt.len(), ..Stats::default() },
-        listener: Listener { call: listener, cancel, stopped: false, seconds: 0.0 },
+        listener: Listener::new(listener, cancel),
     };
     if let Some(settings) = particles {
         return particles::generate(run, sequence, request, settings, choices, &mut reductions[0]);
@@ -148,7 +162,14 @@ pub(crate) struct Listener<'a> {
     pub(crate) seconds: f64,
 }
 
-impl Listener<'_> {
+impl<'a> Listener<'a> {
+    pub(crate) fn new(
+        call: &'a mut dyn FnMut(Event<'_>) -> Control,
+        cancel: &'a AtomicBool,
+    ) -> Self {
+        Self { call, cancel, stopped: false, seconds: 0.0 }
+    }
+
     pub(crate) fn tell(&mut self, event: Event<'_>) {
         let start = Instant::now();
         self.stopped |= (self.call)(event) == Control::Stop;

@@ -7,6 +7,7 @@
 pub mod autoregressive;
 mod cast;
 mod choice;
+pub mod denoise;
 pub mod pace;
 mod particles;
 pub mod recipe;
@@ -18,5 +19,5 @@ mod speculation;
 pub use autoregressive::{Model, generate, generate_in};
 pub use pace::CostCurve;
 pub use recipe::Recipe;
-pub use request::{Completion, Outcome, Particle, Population, Request, Stats};
+pub use request::{Completion, Known, Outcome, Particle, Population, Request, Stats};
 pub use sequence::Sequence;

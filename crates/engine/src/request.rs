@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tessera_core::dist::Sampling;
 use tessera_core::entry::{Place, Role};
-use tessera_core::{ConstraintStats, Error, FinishReason, ModelSpec, Result, TokenId};
+use tessera_core::{ConstraintStats, Error, FinishReason, ModelSpec, Position, Result, TokenId};
 
 use crate::recipe::Recipe;
 
@@ -40,6 +40,25 @@ pub struct Request {
     /// Text to follow instead of drawing it: its tokens are committed whatever the model says, and
     /// what the model (with the recipe) thought of each is in [`Completion::logprobs`]. Usually empty.
     pub forced: Vec<TokenId>,
+    /// What is known of the answer beforehand; for models that fill masks.
+    pub canvas: Known,
+}
+
+/// What is known of an answer before it is made, where masks are filled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Tokens that stand in the answer, by their place in it (0 is the first after the prompt): a
+    /// template whose holes are filled.
+    pub template: Vec<(Position, TokenId)>,
+    /// A rough answer, for methods that start from one.
+    pub prior: Vec<TokenId>,
+}
+
+impl Known {
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.template.is_empty() && self.prior.is_empty()
+    }
 }
 
 impl Request {
@@ -57,6 +76,7 @@ impl Request {
             chunk: CHUNK,
             recipe: Recipe::plain(),
             forced: Vec::new(),
+            canvas: Known::default(),
         }
     }
 

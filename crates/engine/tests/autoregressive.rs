@@ -19,13 +19,13 @@ fn greedy(prompt: Vec<TokenId>) -> Request {
 }
 
 fn run(toy: &Scripted, words: &Words, request: &Request) -> Outcome {
-    let model = Model { backbone: toy, vocabulary: words, draft: None };
+    let model = Model { backbone: toy, vocabulary: words, draft: None, filling: None };
     let cancel = AtomicBool::new(false);
     generate(model, request, &mut |_| Control::Continue, &cancel).unwrap()
 }
 
 fn refused(toy: &Scripted, words: &Words, request: &Request) -> Error {
-    let model = Model { backbone: toy, vocabulary: words, draft: None };
+    let model = Model { backbone: toy, vocabulary: words, draft: None, filling: None };
     let cancel = AtomicBool::new(false);
     let error = generate(model, request, &mut |_| Control::Continue, &cancel).unwrap_err();
     assert_eq!(toy.passes(), 0, "refused before anything is computed");
@@ -85,7 +85,7 @@ fn events_add_up_to_the_outcome_and_never_split_a_character() {
     let toy = parrot(&words, "aé世🦀 stop here".as_bytes());
     let request = Request { stops: vec!["stop".to_owned()], ..greedy(vec![7; 30]) };
     let request = Request { prompt: vec![0], ..request };
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let (mut text, mut tokens, mut ends, mut steps, mut rows) = (String::new(), vec![], 0, 0, 0);
     let mut listen = |event: Event<'_>| {
         match event {
@@ -207,7 +207,7 @@ fn impossible_requests_are_refused_by_name() {
         assert!(error.contains(word), "{error}");
     }
     let outside = Request::new(vec![5000]);
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let cancel = AtomicBool::new(false);
     let error = generate(model, &outside, &mut |_| Control::Continue, &cancel).unwrap_err();
     assert!(error.to_string().contains("5000"), "{error}");
@@ -217,7 +217,7 @@ fn impossible_requests_are_refused_by_name() {
 fn cancelling_keeps_what_was_made() {
     let words = Words::bytes();
     let toy = parrot(&words, b"0123456789");
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let request = greedy(vec![0]);
     let whole = run(&toy, &words, &request).choices.remove(0).text;
 
@@ -260,7 +260,7 @@ fn cancelling_keeps_what_was_made() {
 fn cancelling_releases_withheld_text_and_stops_between_chunks() {
     let words = Words::bytes();
     let toy = parrot(&words, b"abcdef");
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let request = Request { stops: vec!["abcX".to_owned()], ..greedy(vec![0]) };
     let mut tokens = 0;
     let mut stop_at_two = |event: Event<'_>| {
@@ -274,7 +274,7 @@ fn cancelling_releases_withheld_text_and_stops_between_chunks() {
     assert_eq!(outcome.choices[0].text, "ab");
 
     let toy = Scripted::hashed(words.len(), 4096, 1, 1.0);
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let request = Request { chunk: 10, ..greedy(vec![1; 100]) };
     let mut stop_at_thirty = |event: Event<'_>| match event {
         Event::Prefill { done: 30, total: 100 } => Control::Stop,
@@ -295,7 +295,7 @@ fn cancelling_releases_withheld_text_and_stops_between_chunks() {
 fn the_next_turn_reuses_the_common_beginning_and_says_the_same() {
     let words = Words::bytes();
     let toy = Scripted::hashed(words.len(), 4096, 5, 9.0);
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let never = AtomicBool::new(false);
     let mut go = |_: Event<'_>| Control::Continue;
     let mut sequence = Sequence::new(&toy, 10).unwrap();
@@ -334,7 +334,7 @@ fn broken_logits_are_an_error_and_the_memory_survives() {
     let toy = Scripted::new(words.len(), 64, |seen, logits| {
         logits[65] = if seen.len() == 6 { f32::NAN } else { 5.0 };
     });
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let never = AtomicBool::new(false);
     let mut sequence = Sequence::new(&toy, 10).unwrap();
     let mut go = |_: Event<'_>| Control::Continue;

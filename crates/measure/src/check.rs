@@ -431,7 +431,7 @@ mod tests {
         let with: Vec<MethodCall> = with.iter().map(|slug| call(slug)).collect();
         let lineup = Lineup::new(TOYS, &call(slug), &with, &samples::offer()).unwrap();
         let (toy, words, tasks) = (repeating_toy(), Words::bytes(), tasks());
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let never = AtomicBool::new(false);
         let mut seen = Vec::new();
         let mut hear = |done, total| seen.push((done, total));
@@ -480,7 +480,7 @@ mod tests {
         let call = MethodCall { id: "wishful".to_owned(), ..MethodCall::default() };
         let lineup = Lineup::new(TOYS, &call, &[], &samples::offer()).unwrap();
         let (toy, words, tasks) = (Scripted::hashed(258, 512, 1, 4.0), Words::bytes(), tasks());
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let plan = Plan { limit: Some(Duration::ZERO), ..plan() };
         let never = AtomicBool::new(false);
         let done = measure(model, &lineup, &tasks, &plan, &never, &mut |_, _| {}).unwrap();

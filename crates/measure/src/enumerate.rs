@@ -169,7 +169,12 @@ pub fn distribution(
     for (target, draft, name) in &toys {
         tests.push(Test {
             what: format!("toy {name}, all texts of 4 tokens out of {SYMBOLS}"),
-            model: Model { backbone: target, vocabulary: &letters, draft: Some(draft) },
+            model: Model {
+                backbone: target,
+                vocabulary: &letters,
+                draft: Some(draft),
+                filling: None,
+            },
             prompt: vec![0, 1, 2, 0, 1, 2, 0, 1],
             sampling: Sampling { temperature: 0.8, ..Sampling::neutral() },
             length: 4,
@@ -226,7 +231,7 @@ mod tests {
     fn laws_sum_to_one_and_are_the_products_of_steps() {
         let letters = Letters(vec![*b"a", *b"b", *b"c"]);
         let target = toy(Flavour::Llama, 1).unwrap();
-        let model = Model { backbone: &target, vocabulary: &letters, draft: None };
+        let model = Model { backbone: &target, vocabulary: &letters, draft: None, filling: None };
         let all = law(model, &[0, 1], Sampling::neutral(), 3).unwrap();
         assert_eq!(all.len(), 27);
         assert!((all.iter().map(|t| t.1).sum::<f64>() - 1.0).abs() < 1e-9);

@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn a_uniform_model_is_as_perplexed_as_it_has_tokens() {
         let (toy, words) = (Scripted::new(50, 700, |_, _| {}), Words::bytes());
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let answer: Vec<u32> = (0..600).map(|i| i % 50).collect();
         let value = perplexity(model, &[(&[1, 2, 3], &answer), (&[4], &[5])]).unwrap();
         assert!((value - 50.0).abs() < 1e-6, "{value}");
@@ -86,7 +86,7 @@ mod tests {
             logits[(seen[seen.len() - 1].1 as usize + 1) % 50] = 60.0;
         });
         let words = Words::bytes();
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let good = perplexity(model, &[(&[7, 8], &[9, 10, 11])]).unwrap();
         let bad = perplexity(model, &[(&[7, 8], &[8, 9, 10])]).unwrap();
         assert!((good - 1.0).abs() < 1e-9 && bad > 1e6, "{good} {bad}");

@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn what_is_evicted_is_no_longer_known_and_a_whole_budget_is_the_plain_run() {
         let (toy, words) = (reader(), Words::bytes());
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let mut call = MethodCall { id: "streaming".to_owned(), ..MethodCall::default() };
         call.settings.insert("budget".into(), json!(12));
         call.settings.insert("sinks".into(), json!(0));

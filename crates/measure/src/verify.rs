@@ -297,7 +297,7 @@ mod tests {
     fn found(slug: &str) -> Vec<Finding> {
         let call = MethodCall { id: slug.to_owned(), ..MethodCall::default() };
         let (toy, words) = (repeating_toy(), Words::bytes());
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let tasks = [Task {
             category: "a".to_owned(),
             name: "a-1".to_owned(),
@@ -339,7 +339,7 @@ mod tests {
             logits[8] = 0.5;
         });
         let words = Words::bytes();
-        let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+        let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
         let task = Task { category: "a".into(), name: "a-1".into(), tokens: vec![0, 0] };
         let first = difference(model, &task, &[2, 3, 4], &[2, 8, 4]).unwrap();
         assert_eq!((first.at, first.margin), (1, Some(1.5)));

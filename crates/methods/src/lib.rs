@@ -17,7 +17,10 @@ pub mod programs;
 pub mod reduce;
 pub mod registry;
 pub mod retention;
+#[cfg(test)]
+pub(crate) mod scene;
 pub mod second_model;
 pub mod template;
+pub mod unmask;
 
 pub use registry::ENTRIES;

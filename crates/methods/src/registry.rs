@@ -2,18 +2,22 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::{accept, constrain, draft, loops, programs, reduce};
+use crate::{accept, constrain, draft, loops, programs, reduce, unmask};
 
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
+    &unmask::ancestral::ENTRY,
     &constrain::awrs::ENTRY,
+    &unmask::blocks::ENTRY,
     &draft::cascade::ENTRY,
+    &unmask::confidence::ENTRY,
     &reduce::dapq::ENTRY,
     &draft::draft_model::ENTRY,
     &draft::dyspec::ENTRY,
     &programs::exact_byte_level::ENTRY,
     &reduce::fasa::ENTRY,
     &programs::finequant::ENTRY,
+    &unmask::first_hitting::ENTRY,
     &constrain::grammar::ENTRY,
     &constrain::json_schema::ENTRY,
     &accept::keyed::ENTRY,
@@ -30,6 +34,7 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &loops::smc::ENTRY,
     &reduce::snapkv::ENTRY,
     &reduce::streaming::ENTRY,
+    &unmask::threshold::ENTRY,
     &draft::token_recycling::ENTRY,
     &reduce::token_sparse_attention::ENTRY,
     &reduce::treekv::ENTRY,

@@ -1,5 +1,7 @@
 //! Hyper-parameters of the supported architectures: one checked struct, whatever file they are from.
 
+use tessera_core::Filling;
+
 use crate::arch::Activation;
 use crate::file_error::{Fault, FileError, quoted};
 use crate::gguf::{Gguf, Metadata, ValueType};
@@ -101,6 +103,8 @@ pub struct HyperParams {
     pub tied: bool,
     /// Non-linearity of the feed-forward block.
     pub activation: Activation,
+    /// How the model fills masks; `None` for one that writes from left to right.
+    pub filling: Option<Filling>,
 }
 
 /// Where a hyper-parameter has its name in a source, for errors.
@@ -210,6 +214,7 @@ impl HyperParams {
             qkv_bias: arch == Architecture::Qwen2 || file.find("blk.0.attn_q.bias").is_some(),
             tied: file.find("output.weight").is_none(),
             activation: arch.activation(),
+            filling: None,
         };
         let namer = |name: &'static str| field(&key(gguf_suffix(name)));
         params.check(&namer).map_err(fail)?;

@@ -74,6 +74,7 @@ pub fn blueprint(flavour: Flavour) -> Blueprint {
         logit_softcap: gemma.then_some(10.0),
         tied: flavour != Flavour::Llama,
         layers: (0..2).map(layer).collect(),
+        filling: None,
     }
 }
 

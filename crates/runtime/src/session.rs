@@ -191,6 +191,7 @@ impl Session {
             capabilities: self.backbone.capabilities(),
             draft_model: self.draft.is_some(),
             calibration: true,
+            mask_token: self.blueprint.filling.is_some(),
             ..Needs::NONE
         }
     }
@@ -275,6 +276,7 @@ impl Session {
     /// The model as a loop sees it.
     pub fn model(&self) -> Model<'_> {
         let draft = self.draft_backbone();
-        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer, draft }
+        let filling = self.blueprint.filling;
+        Model { backbone: &*self.backbone, vocabulary: &self.tokenizer, draft, filling }
     }
 }

@@ -170,7 +170,7 @@ fn answer(m: &dyn Backbone, calls: &[&str]) -> Result<Outcome, Error> {
     request.recipe = Recipe::resolve(ENTRIES, &calls.iter().map(call).collect::<Vec<_>>())?;
     request.sampling = Sampling::neutral();
     (request.max_tokens, request.ignore_end) = (Some(30), true);
-    let model = Model { backbone: m, vocabulary: &words, draft: Some(m) };
+    let model = Model { backbone: m, vocabulary: &words, draft: Some(m), filling: None };
     generate(model, &request, &mut |_| Control::Continue, &AtomicBool::new(false))
 }
 
@@ -337,7 +337,7 @@ fn policies_inside_passes_act_for_their_own_text_and_leave_no_rows_to_others() {
         request.recipe = Recipe::resolve(&entries, &calls).unwrap();
         request.sampling = Sampling::neutral();
         (request.max_tokens, request.ignore_end, request.choices) = (Some(20), true, choices);
-        let model = Model { backbone: &m, vocabulary: &words, draft: None };
+        let model = Model { backbone: &m, vocabulary: &words, draft: None, filling: None };
         let cancel = AtomicBool::new(false);
         generate_in(model, sequence, &request, &mut |_| Control::Continue, &cancel).unwrap()
     };

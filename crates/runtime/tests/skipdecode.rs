@@ -157,7 +157,7 @@ fn answer(backbone: &dyn Backbone, calls: &[&str], choices: usize) -> Outcome {
     request.recipe = Recipe::resolve(ENTRIES, &calls).unwrap();
     request.sampling = Sampling::neutral();
     (request.max_tokens, request.ignore_end, request.choices) = (Some(40), true, choices);
-    let model = Model { backbone, vocabulary: &words, draft: None };
+    let model = Model { backbone, vocabulary: &words, draft: None, filling: None };
     generate(model, &request, &mut |_| Control::Continue, &AtomicBool::new(false)).unwrap()
 }
 

@@ -23,7 +23,7 @@ use tessera_engine::{
 };
 
 use crate::texts::Question;
-use crate::{Scripted, Words, reduction};
+use crate::{Scripted, Words, denoising, reduction};
 
 /// What a law found wrong.
 pub type Finding = Result<(), String>;
@@ -52,6 +52,9 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("a constraint's rollback is exact and its forks are independent", states),
     ("a constrained text meets its constraint", meets),
     ("a constrained sampler draws what masking draws", draws_as_masking),
+    ("neutral settings of unmasking are the plain canvas", denoising::neutral),
+    ("every mask is filled and what is given stays", denoising::fills),
+    ("equal seeds give equal canvases, whatever the other choices", denoising::seeded),
 ];
 
 /// Runs every law over every entry; returns one line per breach.
@@ -209,7 +212,7 @@ pub fn toy_run_on(
     request.recipe = Recipe::resolve(entries, calls).map_err(|e| e.to_string())?;
     request.sampling = sampling;
     request.max_tokens = Some(40);
-    let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft) };
+    let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft), filling: None };
     let cancel = AtomicBool::new(false);
     let outcome = generate(model, &request, &mut |_| Control::Continue, &cancel);
     let mut choices = outcome.map_err(|e| e.to_string())?.choices;
@@ -219,7 +222,9 @@ pub fn toy_run_on(
 }
 
 fn neutral(entry: &'static MethodEntry) -> Finding {
-    let Some(settings) = entry.neutral else { return Ok(()) };
+    let Some(settings) = entry.neutral.filter(|_| !denoising::takes_part(entry)) else {
+        return Ok(());
+    };
     let call = MethodCall { id: entry.slug.to_owned(), settings: settings() };
     // A constraint keeps control tokens out of a text; a model without them is not changed.
     let toy = if constrains(entry) { text_toy(11) } else { hashed_toy(11) };
@@ -238,6 +243,9 @@ fn neutral(entry: &'static MethodEntry) -> Finding {
 fn bit_exact(entry: &'static MethodEntry) -> Finding {
     if entry.exactness != Exactness::BitExact || matches!(entry.kind, Kind::Program) {
         return Ok(());
+    }
+    if denoising::takes_part(entry) {
+        return denoising::bit_exact(entry);
     }
     if constrains(entry) {
         // It takes no part without a constraint; under one it is compared with masking.
@@ -360,7 +368,7 @@ fn learnt(entry: &'static MethodEntry) -> Finding {
         request.sampling = Sampling::neutral();
         request.max_tokens = Some(60);
         request.ignore_end = true;
-        let model = Model { backbone: toy, vocabulary: &words, draft: Some(&other) };
+        let model = Model { backbone: toy, vocabulary: &words, draft: Some(&other), filling: None };
         generate_in(model, sequence, &request, &mut |_| Control::Continue, &cancel)
     };
     let fresh = || Sequence::new(&toy, 256).map_err(|e| e.to_string());

@@ -5,8 +5,10 @@
 //! model's law. Chi-square tests and their error level live
 //! in [`tessera_core::dist::chi`].
 
+pub mod denoising;
 pub mod laws;
 pub mod listed;
+pub mod markov;
 pub mod reduction;
 pub mod scripted;
 pub mod source;
@@ -14,6 +16,7 @@ pub mod texts;
 pub mod words;
 
 pub use listed::Listed;
+pub use markov::Chain;
 pub use scripted::Scripted;
 pub use tessera_core::dist::chi;
 pub use words::Words;

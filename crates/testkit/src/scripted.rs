@@ -19,7 +19,7 @@ use tessera_core::{
 /// The tokens that a row sees, itself included, in position order.
 pub type Seen<'a> = &'a [(Position, TokenId)];
 
-type Law = dyn Fn(Seen<'_>, &mut [f32]) + Send + Sync;
+type Law = dyn Fn(Position, Seen<'_>, &mut [f32]) + Send + Sync;
 
 /// A backbone whose logits are a function of what a row sees.
 pub struct Scripted {
@@ -35,6 +35,15 @@ impl Scripted {
         vocab: usize,
         context: usize,
         law: impl Fn(Seen<'_>, &mut [f32]) + Send + Sync + 'static,
+    ) -> Self {
+        Self::placed(vocab, context, move |_, seen, logits| law(seen, logits))
+    }
+
+    /// `law` knows the position of the row as well, which need not be the last that it sees.
+    pub fn placed(
+        vocab: usize,
+        context: usize,
+        law: impl Fn(Position, Seen<'_>, &mut [f32]) + Send + Sync + 'static,
     ) -> Self {
         let spec = ModelSpec {
             arch: "scripted".to_owned(),
@@ -106,9 +115,6 @@ impl Scripted {
         let Input::Tokens(tokens) = segment.input else {
             return Err(self.lacks("embeddings as input"));
         };
-        if matches!(segment.write, Write::Rows(_)) {
-            return Err(self.lacks("cache rows written in place"));
-        }
         let store = match &segment.cache {
             Some(cache) => Some(own(cache.as_any())?),
             None => None,
@@ -122,7 +128,7 @@ impl Scripted {
             sight.seen(0, row, &mut seen);
             let logits = &mut out[i * self.spec.vocab..(i + 1) * self.spec.vocab];
             logits.fill(0.0);
-            (self.law)(&seen, logits);
+            (self.law)(segment.positions[row], &seen, logits);
             let (mut key, mut alike) = (Key::new(77, 0, 0), true);
             for head in 1..sight.lists {
                 sight.seen(head, row, &mut other);
@@ -198,7 +204,13 @@ impl Backbone for Scripted {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { masks: true, keys: true, layers: true, ..Capabilities::default() }
+        Capabilities {
+            masks: true,
+            keys: true,
+            layers: true,
+            writes: true,
+            ..Capabilities::default()
+        }
     }
 
     fn new_cache(&self, options: CacheOptions) -> Result<Box<dyn KvStore>> {
@@ -233,12 +245,21 @@ impl Backbone for Scripted {
         }
         for segment in pass.segments.iter_mut() {
             self.rows.fetch_add(segment.positions.len(), Ordering::Relaxed);
-            if let (Write::Append, Input::Tokens(tokens), Some(cache)) =
-                (segment.write, segment.input, &mut segment.cache)
-            {
-                let store = cache.as_any_mut().downcast_mut::<Store>().ok_or_else(foreign)?;
-                store.table.append(segment.positions);
-                store.tokens.iter_mut().for_each(|list| list.extend_from_slice(tokens));
+            let (Input::Tokens(tokens), Some(cache)) = (segment.input, &mut segment.cache) else {
+                continue;
+            };
+            let store = cache.as_any_mut().downcast_mut::<Store>().ok_or_else(foreign)?;
+            match segment.write {
+                Write::Append => {
+                    store.table.append(segment.positions);
+                    store.tokens.iter_mut().for_each(|list| list.extend_from_slice(tokens));
+                }
+                Write::Rows(rows) => {
+                    for list in &mut store.tokens {
+                        rows.iter().zip(tokens).for_each(|(&r, &t)| list[r as usize] = t);
+                    }
+                }
+                Write::Discard => {}
             }
         }
         self.passes.fetch_add(1, Ordering::Relaxed);

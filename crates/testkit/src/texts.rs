@@ -73,7 +73,7 @@ impl Question {
     ) -> Result<(Vec<u64>, usize)> {
         let vocab = toy.spec().vocab;
         let words = Words::new((0..vocab).map(|i| i.to_string()));
-        let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft) };
+        let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft), filling: None };
         let mut counts = vec![0; vocab.pow(self.tokens as u32)];
         let mut drafted = 0;
         let mut request = Request::new(self.prompt.clone());

@@ -33,7 +33,7 @@ fn strict(more: &[&str]) -> Recipe {
 }
 
 fn answer(toy: &dyn Backbone, words: &Words, request: &Request) -> tessera_core::Result<Outcome> {
-    let model = Model { backbone: toy, vocabulary: words, draft: Some(toy) };
+    let model = Model { backbone: toy, vocabulary: words, draft: Some(toy), filling: None };
     generate(model, request, &mut |_| Control::Continue, &AtomicBool::new(false))
 }
 
@@ -349,7 +349,7 @@ fn particles_are_reproducible_and_tell_one_text() {
     let population = one.population.unwrap();
     assert_eq!(population.count, 5);
     let mut heard = (String::new(), 0);
-    let model = Model { backbone: &toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
     let mut listener = |event: Event<'_>| {
         match event {
             Event::Committed { text, .. } => heard.0.push_str(text),

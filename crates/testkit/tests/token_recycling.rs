@@ -72,7 +72,7 @@ fn run(toy: &Scripted, recipe: Recipe, sampling: Sampling) -> (Outcome, Vec<usiz
     let mut request = Request { recipe, sampling, ..Request::new(words.encode_bytes(b"a prompt")) };
     request.max_tokens = Some(120);
     request.ignore_end = true;
-    let model = Model { backbone: toy, vocabulary: &words, draft: None };
+    let model = Model { backbone: toy, vocabulary: &words, draft: None, filling: None };
     let mut steps = Vec::new();
     let mut listen = |event: Event<'_>| {
         if let Event::Step { committed, .. } = event {

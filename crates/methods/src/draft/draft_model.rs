@@ -175,7 +175,7 @@ mod tests {
         request.sampling = sampling;
         request.max_tokens = Some(41);
         request.ignore_end = true;
-        let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft) };
+        let model = Model { backbone: toy, vocabulary: &words, draft: Some(draft), filling: None };
         let never = AtomicBool::new(false);
         generate(model, &request, &mut |_| Control::Continue, &never).unwrap()
     }

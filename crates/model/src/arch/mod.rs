@@ -5,8 +5,8 @@ mod gemma3;
 mod llama;
 mod qwen2;
 
-use tessera_core::ModelSpec;
 pub use tessera_core::Pairing;
+use tessera_core::{Filling, ModelSpec};
 
 use crate::hyper::{Architecture, HyperParams};
 
@@ -65,6 +65,8 @@ pub struct Blueprint {
     pub tied: bool,
     /// One plan per layer.
     pub layers: Vec<LayerPlan>,
+    /// How the model fills masks; `None` for one that writes from left to right.
+    pub filling: Option<Filling>,
 }
 
 impl Blueprint {
@@ -109,6 +111,7 @@ impl Blueprint {
             logit_softcap: params.logit_softcap,
             tied: params.tied,
             layers: params.local.iter().map(layer).collect(),
+            filling: params.filling,
         }
     }
 }

@@ -153,6 +153,7 @@ pub(super) fn hyper_params(config: &Value) -> Result<HyperParams, Fault> {
         qkv_bias: arch == Architecture::Qwen2,
         tied: c.flag("tie_word_embeddings")?.unwrap_or(gemma),
         activation: arch.activation(),
+        filling: None,
     };
     params.check(&|name| quoted(config_key(name)))?;
     Ok(params)

@@ -1,0 +1,52 @@
+//! The policies of a denoising run, by the seam that each takes.
+
+use tessera_core::entry::{Method, MethodEntry, Site};
+use tessera_core::{Error, Result, Unmask, Window};
+
+use crate::recipe::Recipe;
+
+/// Fresh instances of a recipe's methods, for one text.
+pub(super) struct Seams {
+    policies: Vec<(&'static MethodEntry, Box<dyn Unmask>)>,
+    pub(super) window: Option<Box<dyn Window>>,
+}
+
+impl Seams {
+    pub(super) fn new(recipe: &Recipe) -> Result<Self> {
+        let mut seams = Self { policies: Vec::new(), window: None };
+        for (method, member) in recipe.build()?.into_iter().zip(recipe.members()) {
+            match method {
+                Method::Plain => {}
+                Method::Unmask(policy) => seams.policies.push((member.entry, policy)),
+                Method::Window(window) => seams.window = Some(window),
+                _ => {
+                    let what = "is for models that write from left to right; this one fills masks";
+                    let method = member.entry.slug.to_owned();
+                    return Err(Error::Method { method, what: what.to_owned() });
+                }
+            }
+        }
+        Ok(seams)
+    }
+
+    /// The policy that takes `site`.
+    pub(super) fn at(&mut self, site: Site) -> Option<&mut (dyn Unmask + 'static)> {
+        let takes = |entry: &MethodEntry| entry.places.iter().any(|p| p.site == site);
+        let found = self.policies.iter_mut().find(|(entry, _)| takes(entry));
+        found.map(|(_, policy)| &mut **policy)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &dyn Unmask> {
+        self.policies.iter().map(|(_, policy)| &**policy)
+    }
+
+    /// Whether the policy of the quota decides the region too, and may go beyond it.
+    pub(super) fn quota_takes_region(&self) -> bool {
+        let both = |entry: &MethodEntry| {
+            [Site::Quota, Site::Region]
+                .iter()
+                .all(|site| entry.places.iter().any(|p| p.site == *site))
+        };
+        self.policies.iter().any(|(entry, _)| both(entry))
+    }
+}

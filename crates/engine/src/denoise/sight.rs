@@ -1,0 +1,270 @@
+//! The passes of the denoising loop: what the model thinks of the masks of a canvas.
+
+use std::ops::Range;
+
+use tessera_core::dist::softmax;
+use tessera_core::{
+    CacheOptions, Canvas, Error, Filling, HiddenSite, Hint, Input, KeySet, KvStore, Layers, Mask,
+    Pass, Position, Prediction, Result, Reveal, Row, RowsOut, Segment, Window, WindowPlan,
+    WindowView, Write,
+};
+
+use crate::autoregressive::Model;
+use crate::request::Stats;
+
+/// Runs passes over a canvas and keeps its rows, if a window policy wants them kept.
+pub(super) struct Sight<'a> {
+    model: Model<'a>,
+    filling: Filling,
+    reveal: Reveal,
+    store: Option<Box<dyn KvStore>>,
+    /// Positions whose token has changed since their row was computed.
+    stale: Vec<Position>,
+    /// What the first pass shows of a prior.
+    pub(super) hints: Vec<Hint>,
+    passes: usize,
+    pub(super) rows: usize,
+    /// Rows of the last pass.
+    pub(super) last_rows: usize,
+}
+
+impl<'a> Sight<'a> {
+    pub(super) fn new(model: Model<'a>, filling: Filling) -> Self {
+        Self {
+            model,
+            filling,
+            reveal: Reveal::new(),
+            store: None,
+            stale: Vec::new(),
+            hints: Vec::new(),
+            passes: 0,
+            rows: 0,
+            last_rows: 0,
+        }
+    }
+
+    pub(super) fn count(&self, stats: &mut Stats) {
+        stats.passes += self.passes;
+        stats.rows += self.rows;
+        let bytes = self.store.as_ref().map_or(0, |s| s.bytes());
+        stats.cache_bytes = stats.cache_bytes.max(bytes);
+        stats.peak_cache_bytes = stats.peak_cache_bytes.max(bytes);
+    }
+
+    /// Hears that the tokens at `positions` are others now.
+    pub(super) fn changed(&mut self, positions: impl Iterator<Item = Position>) {
+        self.stale.extend(positions);
+        self.stale.sort_unstable();
+        self.stale.dedup();
+    }
+
+    /// Hears that the canvas was cut.
+    pub(super) fn truncate(&mut self, len: usize) -> Result<()> {
+        self.stale.retain(|&p| (p as usize) < len);
+        match &mut self.store {
+            Some(store) => {
+                let surplus = store.table().len().saturating_sub(len);
+                store.rollback(surplus)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// One pass. Predicts the masks of `region`, of the whole canvas if `wide`, as far as it
+    /// computes their rows.
+    pub(super) fn predict(
+        &mut self,
+        canvas: &Canvas,
+        step: u32,
+        region: &Range<usize>,
+        wide: bool,
+        window: Option<&mut (dyn Window + 'static)>,
+    ) -> Result<Prediction> {
+        let wanted = |p: &Position| wide || region.contains(&(*p as usize));
+        let masked: Vec<Position> = canvas.masked().filter(wanted).collect();
+        let plan = match window {
+            None => None,
+            Some(window) => {
+                let rows = self.store.as_ref().map_or(0, |s| s.table().len());
+                let (stale, filling) = (&self.stale[..], self.filling);
+                Some(window.plan(&WindowView { canvas, step, region, rows, stale, filling })?)
+            }
+        };
+        let mut store = self.store.take();
+        let found = self.pass(canvas, &masked, plan, &mut store);
+        self.store = store;
+        found
+    }
+
+    fn pass(
+        &mut self,
+        canvas: &Canvas,
+        masked: &[Position],
+        plan: Option<WindowPlan>,
+        store: &mut Option<Box<dyn KvStore>>,
+    ) -> Result<Prediction> {
+        let whole: Vec<Position> = (0..canvas.len() as Position).collect();
+        let (positions, keys, keeps) = match plan {
+            None => (whole, None, false),
+            Some(WindowPlan::Whole { len }) => {
+                if len <= canvas.prompt() || len > canvas.len() {
+                    let what = format!("{len} of {} positions are computed", canvas.len());
+                    return Err(Error::plan(what));
+                }
+                *store = None;
+                (whole[..len].to_vec(), None, true)
+            }
+            Some(WindowPlan::Part { compute, keys }) => {
+                let rows = store.as_ref().map_or(0, |s| s.table().len());
+                ascending("computed", &compute, rows)?;
+                keys.iter().try_for_each(|k| ascending("read", k, rows))?;
+                (compute, keys, true)
+            }
+        };
+        if keeps && store.is_none() {
+            let options = CacheOptions { capacity: canvas.len(), ..CacheOptions::default() };
+            *store = Some(self.model.backbone.new_cache(options)?);
+        }
+        // The row that predicts each mask, where it is computed.
+        let at = |p: Position| positions.binary_search(&self.filling.row_of(p)).ok();
+        let seen: Vec<(Position, u32)> =
+            masked.iter().filter_map(|&p| Some((p, at(p)? as u32))).collect();
+        let rows_out: Vec<u32> = seen.iter().map(|&(_, row)| row).collect();
+        let tokens: Vec<_> = positions.iter().map(|&p| canvas.tokens()[p as usize]).collect();
+        let hints = std::mem::take(&mut self.hints);
+        let mixed = match hints.is_empty() {
+            true => None,
+            false => Some(self.mixed(&tokens, &positions, &hints)?),
+        };
+        let rows: Vec<Row> = positions.clone();
+        let appends = store.as_ref().is_none_or(|s| s.table().is_empty());
+        let segment = Segment {
+            input: mixed.as_deref().map_or(Input::Tokens(&tokens), Input::Embeddings),
+            positions: &positions,
+            mask: Mask::Bidirectional,
+            keys: keys.as_deref().map(KeySet::Rows),
+            bias: &[],
+            write: match (keeps, appends) {
+                (false, _) => Write::Discard,
+                (true, true) => Write::Append,
+                (true, false) => Write::Rows(&rows),
+            },
+            rows_out: RowsOut::Rows(&rows_out),
+            condition: None,
+            cache: store.as_mut().map(|s| &mut **s as &mut dyn KvStore),
+        };
+        self.forward(&mut [segment], positions.len())?;
+        self.stale.retain(|p| positions.binary_search(p).is_err());
+        // A hinted row saw what its token is not.
+        self.stale.extend(hints.iter().map(|h| h.position).filter(|_| keeps));
+        self.stale.sort_unstable();
+        self.stale.dedup();
+        let masked = seen.iter().map(|&(p, _)| p).collect();
+        self.prediction(0, masked)
+    }
+
+    /// What the model thinks of the masks of `region` of several canvases, in one pass.
+    pub(super) fn look(
+        &mut self,
+        canvases: &[Canvas],
+        region: &Range<usize>,
+    ) -> Result<Vec<Prediction>> {
+        let longest = canvases.iter().map(Canvas::len).max().unwrap_or(0);
+        let positions: Vec<Position> = (0..longest as Position).collect();
+        let open = |c: &Canvas| -> Vec<Position> {
+            c.masked().filter(|&p| region.contains(&(p as usize))).collect()
+        };
+        let masked: Vec<Vec<Position>> = canvases.iter().map(open).collect();
+        let outs: Vec<Vec<u32>> =
+            masked.iter().map(|m| m.iter().map(|&p| self.filling.row_of(p)).collect()).collect();
+        let mut segments: Vec<Segment<'_>> = canvases
+            .iter()
+            .zip(&outs)
+            .map(|(canvas, out)| Segment {
+                input: Input::Tokens(canvas.tokens()),
+                positions: &positions[..canvas.len()],
+                mask: Mask::Bidirectional,
+                keys: None,
+                bias: &[],
+                write: Write::Discard,
+                rows_out: RowsOut::Rows(out),
+                condition: None,
+                cache: None,
+            })
+            .collect();
+        let rows = canvases.iter().map(Canvas::len).sum();
+        self.forward(&mut segments, rows)?;
+        masked.into_iter().enumerate().map(|(s, masked)| self.prediction(s, masked)).collect()
+    }
+
+    fn forward(&mut self, segments: &mut [Segment<'_>], rows: usize) -> Result<()> {
+        self.model.backbone.forward(&mut Pass::new(segments), &mut self.reveal)?;
+        self.passes += 1;
+        self.rows += rows;
+        self.last_rows = rows;
+        Ok(())
+    }
+
+    /// The logits of `segment`, which are of `positions`.
+    fn prediction(&self, segment: usize, positions: Vec<Position>) -> Result<Prediction> {
+        let vocab = self.reveal.vocab();
+        let mut logits = Vec::with_capacity(positions.len() * vocab);
+        let mut probabilities = vec![0.0; positions.len() * vocab];
+        for i in 0..positions.len() {
+            logits.extend_from_slice(self.reveal.logits(segment, i));
+            let row = &mut logits[i * vocab..];
+            if let Some(mask) = row.get_mut(self.filling.mask as usize) {
+                *mask = f32::NEG_INFINITY;
+            }
+            softmax(row, &mut probabilities[i * vocab..(i + 1) * vocab])?;
+        }
+        Ok(Prediction { positions, vocab, logits, probabilities })
+    }
+
+    /// Embeddings of `tokens` with the hints mixed in, as they enter the first layer.
+    fn mixed(
+        &mut self,
+        tokens: &[u32],
+        positions: &[Position],
+        hints: &[Hint],
+    ) -> Result<Vec<f32>> {
+        let all: Vec<u32> = tokens.iter().copied().chain(hints.iter().map(|h| h.token)).collect();
+        let places: Vec<Position> = (0..all.len() as Position).collect();
+        let mut segments = [Segment {
+            input: Input::Tokens(&all),
+            positions: &places,
+            mask: Mask::Bidirectional,
+            keys: None,
+            bias: &[],
+            write: Write::Discard,
+            rows_out: RowsOut::None,
+            condition: None,
+            cache: None,
+        }];
+        let mut pass = Pass::new(&mut segments);
+        pass.layers = Layers::First(0);
+        pass.taps.hidden = &[HiddenSite::Embedding];
+        self.model.backbone.forward(&mut pass, &mut self.reveal)?;
+        let hidden = self.reveal.segments.first_mut().and_then(|s| s.hidden.pop());
+        let mut hidden =
+            hidden.ok_or_else(|| Error::plan("the backbone shows no embeddings".to_owned()))?;
+        let width = self.model.backbone.spec().hidden;
+        let tail = hidden.split_off(tokens.len() * width);
+        for (hint, embedding) in hints.iter().zip(tail.chunks_exact(width)) {
+            let Ok(at) = positions.binary_search(&hint.position) else { continue };
+            let row = &mut hidden[at * width..(at + 1) * width];
+            row.iter_mut().zip(embedding).for_each(|(m, e)| *m += hint.share * (e - *m));
+        }
+        Ok(hidden)
+    }
+}
+
+/// Checks a list of positions below `rows`.
+fn ascending(word: &str, list: &[Position], rows: usize) -> Result<()> {
+    let sorted = list.windows(2).all(|w| w[0] < w[1]);
+    let bounded = list.last().is_some_and(|&last| (last as usize) < rows);
+    match sorted && bounded {
+        true => Ok(()),
+        false => Err(Error::plan(format!("positions {word} that are not among {rows} rows"))),
+    }
+}

@@ -1,0 +1,25 @@
+//! Policies of models that fill masks: what a canvas starts as, which masks a step fills, with what.
+
+pub mod ancestral;
+pub mod blocks;
+pub mod confidence;
+pub mod first_hitting;
+pub mod threshold;
+
+use tessera_core::Capabilities;
+use tessera_core::entry::Needs;
+
+/// What every policy here needs: a model that fills masks and computes rows that see both ways.
+pub(crate) const DENOISER: Needs = Needs {
+    mask_token: true,
+    capabilities: Capabilities { masks: true, ..Needs::NONE.capabilities },
+    ..Needs::NONE
+};
+
+/// Checks that a setting lies between two bounds.
+pub(crate) fn between(name: &str, value: f64, low: f64, high: f64) -> Result<(), String> {
+    match (low..=high).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{name} = {value}: must be between {low} and {high}")),
+    }
+}
