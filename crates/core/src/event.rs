@@ -28,9 +28,9 @@ pub enum Event<'a> {
         /// Wall-clock time since the run began.
         seconds: f64,
     },
-    /// One pass of the decoding loop.
+    /// One pass of a decoding loop.
     Step {
-        /// Rows computed, over all choices.
+        /// Rows computed, over all choices; 0 for tokens that took no pass of their own.
         rows: usize,
         /// Tokens it committed, over all choices.
         committed: usize,

@@ -139,7 +139,9 @@ impl Turn<'_> {
         request.seed = self.plan.seed;
         // The prompt, for all arms; a few tokens more the first time, which is slower than any.
         request.max_tokens = Some(if first { 8 } else { 0 });
-        trial::run(self.model, &mut cold, &request, self.cancel)?;
+        if first || self.model.filling.is_none() {
+            trial::run(self.model, &mut cold, &request, self.cancel)?;
+        }
         request.max_tokens = Some(self.plan.tokens);
         let mut order: Vec<usize> = (0..arms.len()).collect();
         if turn % 2 == 1 {
@@ -161,7 +163,9 @@ impl Turn<'_> {
             if done.reason == FinishReason::Cancelled {
                 return Ok(None);
             }
-            if arm.part == Part::Method {
+            if arm.part == Part::Method && self.model.filling.is_some() {
+                spent = done.counts.all_passes().max(1);
+            } else if arm.part == Part::Method {
                 let guesses = done.counts.guesses_per_pass().round() as usize;
                 spent = guesses.clamp(1, self.budget.max(1));
             }
@@ -225,10 +229,15 @@ impl Measured<'_> {
             let row = |category: Option<&str>| {
                 let mut row = self.row(lineup, at, category, (&curve, row_ms));
                 if lossy && lineup.arms[index].part != Part::Plain {
-                    let texts = self.texts(at, category);
-                    row.text.perplexity = Some(quality::perplexity(model, &texts)?);
-                    let plain = self.texts(0, category);
-                    row.text.plain_perplexity = Some(quality::perplexity(model, &plain)?);
+                    let (texts, plain) = (self.texts(at, category), self.texts(0, category));
+                    if let Some(judge) = quality::judge(model) {
+                        row.text.perplexity = Some(quality::perplexity(judge, &texts)?);
+                        row.text.plain_perplexity = Some(quality::perplexity(judge, &plain)?);
+                    }
+                    if model.filling.is_some() {
+                        row.text.distinct = Some(quality::distinct(&texts));
+                        row.text.plain_distinct = Some(quality::distinct(&plain));
+                    }
                 }
                 Ok(row)
             };
@@ -264,6 +273,7 @@ impl Measured<'_> {
                 planned: self.planned,
                 turns: self.samples.iter().map(|s| s.turn + 1).max().unwrap_or(0),
                 tokens: plan.tokens,
+                canvas: model.filling.is_some(),
                 sampling: plain_json(&plan.sampling),
                 seed: plan.seed,
             },

@@ -51,6 +51,20 @@ pub const FORGETS: &str = "random-eviction";
 /// The strongest baselines of what forgets: what a user would take instead, first choice first.
 pub const KEEPERS: [&str; 2] = ["snapkv", "streaming"];
 
+/// What fills masks in parallel by the simplest rule: the baseline of everything that fills masks.
+pub const PARALLEL: &str = "threshold";
+
+/// What fills them in a random order: the control.
+pub const ANY_ORDER: &str = "confidence";
+
+/// What computes fewer rows by the simplest rule: the baseline of every other window.
+pub const CACHED: &str = "prefix-cache";
+
+/// Whether a method takes part in filling masks.
+pub fn fills_masks(entry: &MethodEntry) -> bool {
+    entry.places.iter().any(|p| p.role == Role::Unmask || p.site == Site::Window)
+}
+
 /// The role by which a method is checked.
 pub fn role(entry: &MethodEntry) -> Result<Role> {
     let slug = entry.slug;
@@ -74,11 +88,8 @@ pub fn role(entry: &MethodEntry) -> Result<Role> {
         return refuse("is the control of every check of what forgets: check such a method");
     }
     match entry.places.first().map(|p| p.role) {
-        Some(role @ (Role::Draft | Role::Accept | Role::Reduce | Role::Constrain)) => Ok(role),
-        _ => refuse(
-            "check has no baseline and no control for what it decides yet: run it with \
-             `tessera run MODEL PROMPT --method` and compare with `--method none`",
-        ),
+        Some(role) => Ok(role),
+        None => refuse("plays no role that check could measure"),
     }
 }
 
@@ -126,6 +137,9 @@ impl Lineup {
         let method = resolve(&join(call, &with))?;
         method.fits(offer)?;
         match role {
+            _ if fills_masks(entry) => {
+                return Self::of_canvas(entries, call, &with, method);
+            }
             Role::Reduce => return Self::of_keepers(entries, call, &with, method),
             Role::Constrain => return Ok(Self::of_constraint(entries, entry, method)),
             _ => {}
@@ -191,6 +205,51 @@ impl Lineup {
                     .to_owned(),
                 recipe,
             });
+        }
+        Ok(all)
+    }
+
+    /// The arms for what takes part in filling masks: the plain canvas, the simplest method of the kind,
+    /// the method, and as many passes with masks filled in a random order. A window computes fewer
+    /// rows, and no order does that: it has no control.
+    fn of_canvas(
+        entries: &'static [&'static MethodEntry],
+        call: &MethodCall,
+        with: &[MethodCall],
+        method: Recipe,
+    ) -> Result<Self> {
+        let entry = find(entries, &call.id)?;
+        let plain = |slug: &str| MethodCall { id: slug.to_owned(), ..MethodCall::default() };
+        let setup = |part, label: &str, why: &str, recipe| Setup {
+            part,
+            label: label.to_owned(),
+            why: why.to_owned(),
+            recipe,
+        };
+        let why = "one mask a pass, the surest first, the whole canvas computed: what passes, speed and \
+                   texts are measured against";
+        let mut arms = vec![setup(Part::Plain, "plain", why, Recipe::plain())];
+        let unmasks = has_role(entry, Role::Unmask);
+        let (rival, why) = match unmasks {
+            true => (PARALLEL, "fills every mask of which the model is sure"),
+            false => (CACHED, "recomputes the current block and all behind it"),
+        };
+        // What the method is combined with goes with the baseline too, where they fit together.
+        let others: Vec<MethodCall> = with.to_vec();
+        if rival != entry.slug && find(entries, rival).is_ok() {
+            let joined = Recipe::resolve(entries, &join(&plain(rival), &others));
+            let recipe = joined.or_else(|_| Recipe::resolve(entries, &[plain(rival)]))?;
+            arms.push(setup(Part::Rival, rival, why, recipe));
+        }
+        let exactness = method.exactness();
+        arms.push(setup(Part::Method, entry.slug, "the method", method));
+        let control =
+            find(entries, ANY_ORDER).ok().filter(|_| unmasks && exactness != Exactness::BitExact);
+        let control = control.map(|control| (control, Vec::new()));
+        let mut all = Self { entry, exactness, arms, control, entries };
+        if let Some(recipe) = all.control(None)? {
+            let why = "as many passes as the method takes, masks filled in a random order";
+            all.arms.push(setup(Part::Control, "random order", why, recipe));
         }
         Ok(all)
     }
@@ -277,6 +336,10 @@ impl Lineup {
             && (entry.defaults)().contains_key("budget")
         {
             call.settings.insert("budget".to_owned(), json!(budget));
+        }
+        if entry.slug == ANY_ORDER {
+            call.settings.insert("score".to_owned(), json!("random"));
+            call.settings.insert("steps".to_owned(), json!(budget.unwrap_or(1)));
         }
         Ok(Some(Recipe::resolve(self.entries, &join(&call, rest))?))
     }

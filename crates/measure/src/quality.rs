@@ -46,6 +46,15 @@ pub fn visit(
     Ok(())
 }
 
+/// Who judges texts of `model`: itself, or, where it fills masks and gives a text no probability from left
+/// to right, the causal model beside it, if there is one.
+pub fn judge(model: Model<'_>) -> Option<Model<'_>> {
+    match model.filling {
+        None => Some(model),
+        Some(_) => Some(Model { backbone: model.draft?, draft: None, filling: None, ..model }),
+    }
+}
+
 /// Perplexity of the answers, all together, under the plain model at temperature 1; 1 if there is
 /// no token.
 ///
@@ -61,6 +70,17 @@ pub fn perplexity(model: Model<'_>, texts: &[(&[TokenId], &[TokenId])]) -> Resul
         })?;
     }
     Ok((surprise / count.max(1) as f64).exp())
+}
+
+/// Different pairs of neighbouring tokens in all answers together, as a share of all pairs (distinct-2);
+/// 1 if there is none.
+pub fn distinct(texts: &[(&[TokenId], &[TokenId])]) -> f64 {
+    let pairs = || texts.iter().flat_map(|(_, answer)| answer.windows(2));
+    let different: std::collections::HashSet<&[TokenId]> = pairs().collect();
+    match pairs().count() {
+        0 => 1.0,
+        all => different.len() as f64 / all as f64,
+    }
 }
 
 #[cfg(test)]

@@ -90,6 +90,9 @@ pub struct WorkloadLine {
     pub turns: usize,
     /// Most tokens of an answer.
     pub tokens: usize,
+    /// Whether answers were canvases of masks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub canvas: bool,
     /// How tokens were chosen.
     pub sampling: Value,
     /// The seed.
@@ -171,6 +174,13 @@ pub struct Agreement {
     pub perplexity: Option<f64>,
     /// Perplexity of the plain run's texts; only where texts may differ.
     pub plain_perplexity: Option<f64>,
+    /// Different pairs of neighbouring tokens in its texts, as a share of all pairs, 0 to 1: a text that
+    /// repeats itself has a low perplexity and few of them. Only where masks are filled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distinct: Option<f64>,
+    /// The plain run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plain_distinct: Option<f64>,
 }
 
 /// Where a text leaves the plain run's.
@@ -244,6 +254,11 @@ impl Record {
     /// The arm that plays `part`.
     pub fn arm(&self, part: Part) -> Option<&Arm> {
         self.arms.iter().find(|a| a.part == part)
+    }
+
+    /// Whether the model fills masks: whole canvases are computed, not single rows.
+    pub fn is_canvas(&self) -> bool {
+        self.workload.canvas
     }
 
     /// The speed of the method, cold, over all categories.

@@ -263,6 +263,7 @@ pub(crate) fn record() -> Record {
             planned: 12,
             turns: 2,
             tokens: 128,
+            canvas: false,
             sampling: json!({"temperature": 0.0}),
             seed: 0,
         },

@@ -183,8 +183,49 @@ fn named(arm: &Arm) -> String {
     }
 }
 
+/// What no machine changes, where masks are filled.
+fn canvas_counts(record: &Record, text: &mut String) {
+    let titles =
+        ["counts", "passes", "tokens a pass", "rows", "rows a token", "perplexity", "distinct-2"];
+    let mut grid = Grid::new(&titles);
+    let plain = record.arm(Part::Method).map(|a| &a.overall.text);
+    for arm in &record.arms {
+        let (counts, own) = (&arm.overall.counts, &arm.overall.text);
+        let (perplexity, distinct) = match arm.part {
+            Part::Plain => {
+                (plain.and_then(|t| t.plain_perplexity), plain.and_then(|t| t.plain_distinct))
+            }
+            _ => (own.perplexity, own.distinct),
+        };
+        let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);
+        grid.row(vec![
+            arm.label.clone(),
+            counts.all_passes().to_string(),
+            figure(counts.per_pass()),
+            counts.rows().to_string(),
+            figure(counts.rows() as f64 / counts.committed.max(1) as f64),
+            show(perplexity),
+            show(distinct),
+        ]);
+    }
+    let _ = write!(text, "\n{}", grid.text());
+    let judge = record.draft_model.as_ref().map(|d| d.name.as_str());
+    let _ = match judge {
+        Some(judge) => {
+            writeln!(text, "perplexity under {judge}; distinct-2: different pairs of tokens, of 1")
+        }
+        None => writeln!(
+            text,
+            "no judge: give a causal model of the same vocabulary with --draft-model"
+        ),
+    };
+}
+
 /// What no machine changes.
 fn counts(record: &Record, text: &mut String) {
+    if record.is_canvas() {
+        return canvas_counts(record, text);
+    }
     let mut grid =
         Grid::new(&["counts", "passes", "tokens a pass", "guesses a pass", "accepted", "by depth"]);
     for arm in &record.arms {
@@ -243,7 +284,9 @@ fn texts(record: &Record, text: &mut String) {
         );
     }
     let _ = writeln!(text);
-    if let (Some(own), Some(plain)) = (agreement.perplexity, agreement.plain_perplexity) {
+    if let (Some(own), Some(plain), false) =
+        (agreement.perplexity, agreement.plain_perplexity, record.is_canvas())
+    {
         let _ = writeln!(
             text,
             "perplexity under the plain model: {} of its texts, {} of the plain run's",

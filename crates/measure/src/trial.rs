@@ -45,6 +45,11 @@ impl Counts {
         ratio(self.committed as f64, self.all_passes() as f64)
     }
 
+    /// Rows computed by all passes: token-forwards, the honest unit of work on a CPU.
+    pub fn rows(&self) -> usize {
+        self.passes.iter().map(|(&rows, &n)| rows * n).sum()
+    }
+
     /// Guesses computed per pass.
     pub fn guesses_per_pass(&self) -> f64 {
         ratio(self.guesses as f64, self.all_passes() as f64)
@@ -81,7 +86,9 @@ impl Counts {
     fn hear(&mut self, event: &Event<'_>) {
         match *event {
             Event::Step { rows, committed } => {
-                *self.passes.entry(rows).or_default() += 1;
+                if rows > 0 {
+                    *self.passes.entry(rows).or_default() += 1;
+                }
                 self.committed += committed;
             }
             Event::Judged { drafted, accepted, depth, .. } => {
@@ -175,6 +182,7 @@ pub fn offer(model: Model<'_>) -> tessera_core::entry::Offer {
     tessera_core::entry::Needs {
         capabilities: model.backbone.capabilities(),
         draft_model: model.draft.is_some(),
+        mask_token: model.filling.is_some(),
         // Whoever resolves a recipe hands it the measurements.
         calibration: true,
         ..tessera_core::entry::Needs::NONE

@@ -54,7 +54,11 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
         );
         return say(Word::NotHere, reason);
     }
-    if let Some(over) = method.over_control
+    if let Some(lost) = canvas(method, overall(Part::Control)) {
+        let (word, reason) = lost;
+        return say(word, format!("{}, {reason}", times(speed)));
+    }
+    if let Some(over) = method.over_control.filter(|_| method.text.distinct.is_none())
         && over.low <= 1.0
     {
         let reason = format!("it is no faster than guessing at random ({} its speed)", times(over));
@@ -106,6 +110,34 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
             }
         },
     }
+}
+
+/// Texts of this much more perplexity, or of so many fewer different pairs of tokens, are worse than the
+/// plain run's.
+const WORSE: f64 = 1.05;
+
+/// What is wrong with the texts of a method that fills masks, if a judge could tell.
+fn canvas(method: &Row, control: Option<&Row>) -> Option<(Word, String)> {
+    let text = &method.text;
+    let (own, plain) = (text.perplexity?, text.plain_perplexity?);
+    let (distinct, before) = (text.distinct?, text.plain_distinct?);
+    if let Some(chance) = control.and_then(|c| c.text.perplexity)
+        && own >= chance
+    {
+        let what = "but the text is no better than in a random order with as many passes";
+        let reason = format!("{what}: perplexity {} and {}", figure(own), figure(chance));
+        return Some((Word::NotHere, reason));
+    }
+    (own > plain * WORSE || distinct * WORSE < before).then(|| {
+        let reason = format!(
+            "at a worse text: perplexity {} where the plain canvas has {}, distinct-2 {} and {}",
+            figure(own),
+            figure(plain),
+            figure(distinct),
+            figure(before)
+        );
+        (Word::Partly, reason)
+    })
 }
 
 /// A loss of answers up to this many points of 100 is what papers call nearly none.
@@ -169,6 +201,13 @@ fn bound(method: &Row, curve: &CostCurve) -> String {
             "{} questions and {} masks a token are asked of the constraint",
             figure(counts.questions as f64 / tokens),
             figure(counts.masks as f64 / tokens)
+        );
+    }
+    if method.text.distinct.is_some() {
+        return format!(
+            "{} tokens a pass and {} rows a token",
+            figure(counts.per_pass()),
+            figure(counts.rows() as f64 / counts.committed.max(1) as f64)
         );
     }
     let rows = 1.0 + counts.guesses_per_pass();

@@ -88,6 +88,20 @@ impl Workload {
         Ok(Self::named("built-in", items))
     }
 
+    /// The prompts for models that fill masks: openings of stories (CC0).
+    ///
+    /// # Errors
+    /// Never, as the tests read the file.
+    pub fn stories() -> Result<Self> {
+        let text = include_str!("../workloads/stories.toml");
+        let file: File = toml::from_str(text).map_err(|e| Error::Content {
+            path: "stories.toml".into(),
+            what: e.message().to_owned(),
+        })?;
+        let story = |p: Item| Item { category: "story".to_owned(), ..p };
+        Ok(Self::named("built-in", file.prompt.into_iter().map(story).collect()))
+    }
+
     /// A user's own prompts: one a line, or one JSON object a line with `text` (or `prompt`) and,
     /// if wanted, `category` and `raw`.
     ///

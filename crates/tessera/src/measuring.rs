@@ -178,9 +178,11 @@ pub(crate) struct Prompts {
 }
 
 impl Prompts {
-    pub(crate) fn read(&self) -> anyhow::Result<Workload> {
+    /// The prompts; ours are stories for a method that takes part in filling masks.
+    pub(crate) fn read(&self, canvas: bool) -> anyhow::Result<Workload> {
         let all = match &self.workload {
             Some(path) => Workload::read(path)?,
+            None if canvas => Workload::stories()?,
             None => Workload::built_in()?,
         };
         Ok(all.only(&self.category)?)

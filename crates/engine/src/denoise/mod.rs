@@ -320,7 +320,7 @@ impl Text<'_> {
         Ok(first_end(&self.canvas, vocabulary).is_some_and(|end| end < first as usize))
     }
 
-    fn tell(&self, commit: &Commit, listener: &mut Listener<'_>) {
+    fn tell(&mut self, commit: &Commit, listener: &mut Listener<'_>) {
         let positions: Vec<Position> = commit.fills.iter().map(|f| f.position).collect();
         let tokens: Vec<TokenId> = commit.fills.iter().map(|f| f.token).collect();
         listener.tell(Event::Denoised {
@@ -332,7 +332,13 @@ impl Text<'_> {
             length: self.canvas.len(),
             masks: self.canvas.masks(),
         });
-        listener.tell(Event::Step { rows: self.sight.last_rows, committed: tokens.len() });
+        // A step may compute nothing, or look ahead beyond its own pass.
+        let passes = std::mem::take(&mut self.sight.fresh);
+        let last = passes.last().copied().unwrap_or(0);
+        for &rows in passes.iter().rev().skip(1) {
+            listener.tell(Event::Step { rows, committed: 0 });
+        }
+        listener.tell(Event::Step { rows: last, committed: tokens.len() });
     }
 
     /// The text: up to the first end token, without masks.

@@ -24,8 +24,8 @@ pub(super) struct Sight<'a> {
     pub(super) hints: Vec<Hint>,
     passes: usize,
     pub(super) rows: usize,
-    /// Rows of the last pass.
-    pub(super) last_rows: usize,
+    /// Rows of each pass that no event has told yet.
+    pub(super) fresh: Vec<usize>,
 }
 
 impl<'a> Sight<'a> {
@@ -39,7 +39,7 @@ impl<'a> Sight<'a> {
             hints: Vec::new(),
             passes: 0,
             rows: 0,
-            last_rows: 0,
+            fresh: Vec::new(),
         }
     }
 
@@ -201,7 +201,7 @@ impl<'a> Sight<'a> {
         self.model.backbone.forward(&mut Pass::new(segments), &mut self.reveal)?;
         self.passes += 1;
         self.rows += rows;
-        self.last_rows = rows;
+        self.fresh.push(rows);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tessera_core::dist::Sampling;
 use tessera_measure::check::{Plan, Setting, measure};
-use tessera_measure::lineup::{Lineup, suits};
+use tessera_measure::lineup::{Lineup, fills_masks, suits};
 use tessera_measure::{curve, record, table, trial};
 use tessera_runtime::METHODS;
 
@@ -133,7 +133,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     }
     suits(entry, &call)?;
     let mut plan = arguments.plan()?;
-    let workload = arguments.prompts.read()?;
+    let workload = arguments.prompts.read(fills_masks(entry))?;
     let loaded = arguments.models.open(globals)?;
     let model = loaded.model();
     let mut lineup = Lineup::new(METHODS, &call, &with, &trial::offer(model))?;

@@ -56,7 +56,7 @@ struct Found {
 const CONTEXT: usize = 256;
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
-    let workload = arguments.prompts.read()?;
+    let workload = arguments.prompts.read(false)?;
     let Loaded { target: session } = arguments.models.open(globals)?;
     let repeats = if arguments.quick { 5 } else { 11 };
     let bar = SlowBar::new("measuring the cost of a pass", repeats as u64 + 1, globals.quiet);

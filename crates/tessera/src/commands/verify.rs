@@ -76,7 +76,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         );
         return Err(BadUsage(what).into());
     }
-    let workload = arguments.prompts.read()?;
+    let workload = arguments.prompts.read(false)?;
     let loaded = arguments.models.open(globals)?;
     let model = loaded.model();
     let recipes = recipes(METHODS, &call, &with, &trial::offer(model))?

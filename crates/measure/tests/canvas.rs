@@ -1,0 +1,74 @@
+//! A check of methods that fill masks, on a source whose every conditional is known.
+
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+
+use std::sync::atomic::AtomicBool;
+
+use tessera_core::dist::Sampling;
+use tessera_core::entry::MethodCall;
+use tessera_engine::{CostCurve, Model};
+use tessera_measure::check::{Plan, Setting, Task, measure};
+use tessera_measure::lineup::Lineup;
+use tessera_measure::record::{ModelLine, Part, Record, Word};
+use tessera_measure::{table, trial};
+use tessera_methods::ENTRIES;
+use tessera_testkit::{Chain, Words};
+
+fn record(method: &str) -> Record {
+    let chain = Chain::seeded(6, 4, 8.0);
+    let (denoiser, writer) = (chain.denoiser(128), chain.writer(128));
+    let letters = Words::new((0..=chain.states()).map(|i| [b'a' + i as u8]));
+    let filling = Some(chain.filling());
+    let model = Model { backbone: &denoiser, vocabulary: &letters, draft: Some(&writer), filling };
+    let tasks: Vec<Task> = (0..6)
+        .map(|i| Task {
+            category: "story".to_owned(),
+            name: format!("story-{i}"),
+            tokens: vec![i % 6, (i + 2) % 6],
+        })
+        .collect();
+    let call = MethodCall::parse(ENTRIES, method).unwrap();
+    let lineup = Lineup::new(ENTRIES, &call, &[], &trial::offer(model)).unwrap();
+    let sampling = Sampling::neutral();
+    let plan = Plan { turns: 2, tokens: 24, sampling, seed: 1, hot: true, limit: None };
+    let line = || ModelLine { name: "toy".to_owned(), detail: "toy".to_owned(), threads: 1 };
+    let setting = Setting {
+        model: line(),
+        draft_model: Some(line()),
+        workload: "toy".to_owned(),
+        curve: (CostCurve { points: vec![(1, 1.0), (32, 4.0)], draft: 0.0, draft_row: 0.0 }, 1.0),
+        quick: false,
+        command: "tessera check".to_owned(),
+        version: "tessera".to_owned(),
+    };
+    let idle = AtomicBool::new(false);
+    let measured = measure(model, &lineup, &tasks, &plan, &idle, &mut |_, _| {}).unwrap();
+    measured.record(model, &lineup, &plan, setting).unwrap()
+}
+
+#[test]
+fn passes_rows_and_texts_stand_side_by_side() {
+    let record = record("threshold:tau=0.5");
+    let of = |part| &record.arm(part).unwrap().overall;
+    let (plain, method, control) = (of(Part::Plain), of(Part::Method), of(Part::Control));
+    // 24 masks, one a pass, 26 rows each.
+    assert_eq!((plain.counts.all_passes(), plain.counts.rows()), (6 * 24, 6 * 24 * 26));
+    assert_eq!(plain.counts.committed, 6 * 24);
+    assert!(method.counts.all_passes() < plain.counts.all_passes() * 2 / 3);
+    // The control takes as many passes, prompt by prompt.
+    assert_eq!(control.counts.all_passes(), method.counts.all_passes());
+    assert!(record.arm(Part::Rival).is_none() && record.is_canvas());
+    // The judge knows the source: fills in any order, several at a time, are worse than sure ones.
+    assert!(control.text.perplexity > method.text.perplexity, "{control:?} {method:?}");
+    let shown = table::render(&record);
+    for word in ["rows a token", "distinct-2", "random order", "perplexity under toy"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+}
+
+#[test]
+fn a_random_order_is_not_taken_for_a_gain() {
+    let record = record("confidence:score=random,steps=6");
+    assert_eq!(record.arm(Part::Rival).unwrap().label, "threshold");
+    assert_eq!(record.verdict.word, Word::NotHere, "{}", record.verdict.reason);
+}
