@@ -22,6 +22,7 @@
 //! | [`tune`], [`tuned`] | the fastest recipe that keeps a promise, and the file it is kept in |
 //! | [`statistics`] | medians and intervals |
 
+pub mod bound;
 pub mod catalogue;
 pub mod check;
 pub mod curve;

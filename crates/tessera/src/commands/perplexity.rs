@@ -1,4 +1,5 @@
-//! `tessera perplexity`: how well a model predicts a text.
+//! `tessera perplexity`: how well a model predicts a text. Of a model that fills masks an upper bound is
+//! measured, which is the mean over all orders of writing.
 
 use std::path::PathBuf;
 
@@ -6,6 +7,7 @@ use serde::Serialize;
 use tessera_core::{
     Backbone, CacheOptions, Input, Mask, Pass, Position, Reveal, RowsOut, Segment, TokenId, Write,
 };
+use tessera_measure::bound;
 use tessera_runtime::Prompt;
 
 use super::result;
@@ -20,6 +22,8 @@ const TEXT: &str = include_str!("../../../../bench/fidelity/prose.txt");
 const ROWS: usize = 256;
 /// Context of a chunk when none is given, in tokens: what llama.cpp's tool of this name takes.
 const CHUNK: usize = 512;
+/// Draws of each chunk for a bound.
+const DRAWS: usize = 32;
 
 /// What `perplexity` takes.
 #[derive(Debug, clap::Args)]
@@ -45,6 +49,8 @@ struct Measured {
     perplexity: f64,
     /// Standard error of the mean, times the perplexity.
     error: f64,
+    /// Whether it is an upper bound: the model fills masks.
+    bound: bool,
     /// Tokens that were predicted.
     predicted: usize,
     chunks: usize,
@@ -84,22 +90,43 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         anyhow::bail!("{name}: has no two tokens to predict. Next: give a longer text");
     }
     let bar = SlowBar::new("reading", chunks.len() as u64, globals.quiet);
-    let mut losses = Vec::new();
+    let (mut losses, mut means) = (Vec::new(), Vec::new());
+    let filling = session.model().filling;
     for (i, chunk) in chunks.iter().enumerate() {
-        losses.extend(surprise(session.backbone(), chunk)?);
+        match filling {
+            None => losses.extend(surprise(session.backbone(), chunk)?),
+            Some(filling) => {
+                // The first token is given, as in a causal model; every draw bounds the others' sum.
+                let seed = i as u64;
+                let draws = bound::draws(session.backbone(), filling, chunk, 1, DRAWS, seed)?;
+                let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+                let others = chunk.len() - 1;
+                losses.extend(std::iter::repeat_n(mean / others as f64, others));
+                means.push(mean / others as f64);
+            }
+        }
         bar.at(i as u64 + 1);
     }
     bar.clear();
+    let all = summary(&losses);
+    // Tokens of a chunk share its draws: only chunks are independent.
+    let error = match means.is_empty() {
+        true => all.error,
+        false => summary(&means).error,
+    };
     let measured = Measured {
         model: arguments.model.clone(),
         text: name,
         chunks: chunks.len(),
         context,
-        ..summary(&losses)
+        bound: filling.is_some(),
+        error,
+        ..all
     };
     let Measured { perplexity, error, predicted, .. } = measured;
+    let at_most = if measured.bound { "at most " } else { "" };
     let line = format!(
-        "perplexity {perplexity:.4} +/- {error:.4} over {predicted} tokens of {} ({} chunks of {context})\n",
+        "perplexity {at_most}{perplexity:.4} +/- {error:.4} over {predicted} tokens of {} ({} chunks of {context})\n",
         measured.text, measured.chunks
     );
     result(globals, &measured, &line)
@@ -114,6 +141,7 @@ fn summary(losses: &[f64]) -> Measured {
         text: String::new(),
         perplexity: mean.exp(),
         error: mean.exp() * (variance / n).sqrt(),
+        bound: false,
         predicted: losses.len(),
         chunks: 0,
         context: 0,
