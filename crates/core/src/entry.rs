@@ -168,6 +168,8 @@ pub struct Needs {
     pub draft_model: bool,
     /// A model that fills masks.
     pub mask_token: bool,
+    /// A model that fills masks and is causal in the order of writing, whatever that order is.
+    pub any_subset: bool,
     /// A model that reads images.
     pub images: bool,
     /// Measurements of this model, made beforehand.
@@ -196,6 +198,7 @@ impl Needs {
         },
         draft_model: false,
         mask_token: false,
+        any_subset: false,
         images: false,
         calibration: false,
     };
@@ -206,6 +209,7 @@ impl Needs {
         for (need, has, name) in [
             (self.draft_model, offer.draft_model, "a draft model (--draft-model)"),
             (self.mask_token, offer.mask_token, "a model that fills masks"),
+            (self.any_subset, offer.any_subset, "a model trained to write any subset"),
             (self.images, offer.images, "a model that reads images"),
             (self.calibration, offer.calibration, "a calibration of this model"),
         ] {
@@ -265,6 +269,8 @@ pub enum Method {
     Sample(Box<dyn ConstrainedSampler>),
     /// Runs several weighted texts that are resampled as they grow.
     Particles(Particles),
+    /// Fills holes several at a time with a model that is causal in the order of writing.
+    AnySubset(AnySubset),
     /// Decides what a denoising step fills.
     Unmask(Box<dyn Unmask>),
     /// Decides which rows a denoising pass computes.
@@ -278,6 +284,15 @@ pub struct Particles {
     pub count: usize,
     /// Resampled where the effective number of texts falls below this share of them, 0 to 1.
     pub threshold: f64,
+}
+
+/// How the any-subset loop runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnySubset {
+    /// Holes guessed together, at least 1.
+    pub guesses: usize,
+    /// Whether a guess is judged by the ratio of its probabilities instead of the position's key.
+    pub residual: bool,
 }
 
 /// A line of the registry.

@@ -4,6 +4,7 @@
 //! is synchronous, reports through [`tessera_core::Event`]s, and stops between two passes when the
 //! listener or a cancel flag says so.
 
+mod any_subset;
 pub mod autoregressive;
 mod cast;
 mod choice;

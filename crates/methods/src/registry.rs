@@ -7,6 +7,7 @@ use crate::{accept, constrain, draft, loops, programs, reduce, unmask};
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
     &unmask::ancestral::ENTRY,
+    &loops::any_subset::ENTRY,
     &constrain::awrs::ENTRY,
     &unmask::blocks::ENTRY,
     &draft::cascade::ENTRY,

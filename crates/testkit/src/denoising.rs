@@ -14,7 +14,7 @@ use crate::{Chain, Words};
 /// Whether the entry takes part in filling masks.
 pub fn takes_part(entry: &MethodEntry) -> bool {
     let one = |p: &Place| p.role == Role::Unmask || p.site == Site::Window;
-    entry.places.iter().any(one)
+    entry.needs.any_subset || entry.places.iter().any(one)
 }
 
 /// The chain's denoiser, with its writer as the guide; ten masks after two tokens of prompt, two of

@@ -81,10 +81,13 @@ impl Chain {
         let chain = self.clone();
         let mask = self.states() as TokenId;
         Scripted::placed(self.states() + 1, context, move |own, seen, logits| {
-            let known = |&(_, token): &(u32, TokenId)| (token != mask).then_some(token);
-            let text: Vec<Option<TokenId>> = seen.iter().map(known).collect();
-            let at = seen.iter().position(|&(p, _)| p == own).unwrap_or(0);
-            for (logit, p) in logits.iter_mut().zip(&chain.laws(&text)[at]) {
+            // Positions that are not seen at all are as unknown as masks.
+            let length = seen.iter().map(|&(p, _)| p).max().unwrap_or(0).max(own);
+            let mut text = vec![None; length as usize + 1];
+            for &(p, token) in seen.iter().filter(|&&(_, token)| token != mask) {
+                text[p as usize] = Some(token);
+            }
+            for (logit, p) in logits.iter_mut().zip(&chain.laws(&text)[own as usize]) {
                 *logit = p.ln().max(-60.0) as f32;
             }
         })

@@ -146,3 +146,75 @@ fn what_is_not_for_masks_is_refused_by_name() {
     let error = generate(causal, &request, &mut listener, &AtomicBool::new(false)).unwrap_err();
     assert!(error.to_string().contains("from left to right"), "{error}");
 }
+
+/// Texts of four holes among given tokens, and how well they fit the law given all of those.
+fn any_subset(chain: &Chain, method: &str, template: &[(Position, u32)], guesses: usize) -> f64 {
+    let denoiser = chain.denoiser(64);
+    let letters = words(chain.states() + 1);
+    let filling = Some(chain.filling());
+    let model = Model { backbone: &denoiser, vocabulary: &letters, draft: None, filling };
+    let length = 4 + template.len();
+    let given = |at: usize| template.iter().find(|&&(p, _)| p as usize == at).map(|&(_, t)| t);
+    // The law of the holes: the joint law of the whole text where it agrees with the template.
+    let joint = chain.joint(0, length as u32);
+    let holes = |text: &[u32]| -> Vec<u32> {
+        (0..length).filter(|&at| given(at).is_none()).map(|at| text[at]).collect()
+    };
+    let mut law = vec![0.0; chain.states().pow(4)];
+    for (index, p) in joint.iter().enumerate() {
+        let text = chain.text(index, length as u32);
+        if (0..length).all(|at| given(at).is_none_or(|t| t == text[at])) {
+            law[chain.index(&holes(&text))] += p;
+        }
+    }
+    let sum: f64 = law.iter().sum();
+    law.iter_mut().for_each(|p| *p /= sum);
+    let mut counts = vec![0u64; law.len()];
+    for seed in 0..6000 {
+        let mut request = Request::new(vec![0]);
+        request.max_tokens = Some(length);
+        request.sampling = Sampling::neutral();
+        request.seed = seed;
+        request.ignore_end = true;
+        request.canvas.template = template.to_vec();
+        request.recipe = recipe(&[method]);
+        let mut listener = |_: Event<'_>| Control::Continue;
+        let made = generate(model, &request, &mut listener, &AtomicBool::new(false)).unwrap();
+        // One pass for what is given; two a round, each of which writes two tokens or the last.
+        assert!(made.stats.passes <= 1 + 4, "{} passes", made.stats.passes);
+        assert!(guesses > 1 || made.stats.passes == 5);
+        counts[chain.index(&holes(&made.choices[0].tokens))] += 1;
+    }
+    goodness(&counts, &law)
+}
+
+#[test]
+fn any_subset_decoding_has_the_law_of_writing_one_by_one() {
+    let chain = Chain::seeded(3, 11, 3.0);
+    for template in [&[][..], &[(1, 2)], &[(0, 1), (2, 2), (5, 0)]] {
+        for guesses in [1, 2, 3, 8] {
+            for accept in ["keyed", "residual"] {
+                let method = format!("any-subset:guesses={guesses},accept={accept}");
+                let fit = any_subset(&chain, &method, template, guesses);
+                assert!(fit > ERROR_LEVEL, "{method} {template:?}: {fit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn keyed_any_subset_decoding_gives_the_very_tokens() {
+    let chain = Chain::seeded(6, 5, 4.0);
+    let mut rounds = 0;
+    for seed in 0..30 {
+        let single = text(&chain, &recipe(&["any-subset:guesses=1"]), seed, 20);
+        assert_eq!(single.stats.passes, 21);
+        for guesses in [2, 5, 32] {
+            let made = text(&chain, &recipe(&[&format!("any-subset:guesses={guesses}")]), seed, 20);
+            assert_eq!(made.choices, single.choices);
+            assert!(made.stats.passes <= 21);
+            rounds += made.stats.passes;
+        }
+    }
+    assert!(rounds < 30 * 3 * 20, "{rounds} passes in all");
+}

@@ -24,6 +24,7 @@ use tessera_core::{
     Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
 };
 
+use crate::any_subset;
 use crate::autoregressive::{Listener, Model};
 use crate::request::{Completion, Outcome, Request, Stats};
 use seams::Seams;
@@ -55,13 +56,15 @@ pub(crate) fn generate(
         return Err(Error::ContextFull { needed, limit, trained });
     }
     refuse(request)?;
+    if let Some(settings) = any_subset::asked(&request.recipe)? {
+        return any_subset::generate(model, filling, request, length, settings, call, cancel);
+    }
     let mut listener = Listener::new(call, cancel);
     let mut stats = Stats { prompt_tokens: request.prompt.len(), ..Stats::default() };
     let mut choices = Vec::with_capacity(request.choices);
     for index in 0..request.choices {
         let mut text = Text {
             model,
-            filling,
             request,
             canvas: blank(request, length, filling)?,
             length,
@@ -76,7 +79,7 @@ pub(crate) fn generate(
         text.run(&mut listener)?;
         text.sight.count(&mut stats);
         stats.decode_seconds += start.elapsed().as_secs_f64() - (listener.seconds - listened);
-        let made = text.finish(&mut listener)?;
+        let made = finished(&text.canvas, request, model.vocabulary, index, &mut listener)?;
         stats.drawn_tokens += made.tokens.len();
         stats.decode_tokens += made.tokens.len();
         choices.push(made);
@@ -101,7 +104,7 @@ fn refuse(request: &Request) -> Result<()> {
 }
 
 /// The canvas with the template written.
-fn blank(request: &Request, length: usize, filling: Filling) -> Result<Canvas> {
+pub(crate) fn blank(request: &Request, length: usize, filling: Filling) -> Result<Canvas> {
     let mut canvas = Canvas::new(&request.prompt, length, filling.mask);
     for &(place, token) in &request.canvas.template {
         canvas.give(request.prompt.len() as Position + place, token).map_err(|_| {
@@ -115,7 +118,6 @@ fn blank(request: &Request, length: usize, filling: Filling) -> Result<Canvas> {
 /// One text while it is made.
 struct Text<'a> {
     model: Model<'a>,
-    filling: Filling,
     request: &'a Request,
     canvas: Canvas,
     /// Masks before the first step.
@@ -340,36 +342,40 @@ impl Text<'_> {
         }
         listener.tell(Event::Step { rows: last, committed: tokens.len() });
     }
+}
 
-    /// The text: up to the first end token, without masks.
-    fn finish(self, listener: &mut Listener<'_>) -> Result<Completion> {
-        let vocabulary = self.model.vocabulary;
-        let end = (!self.request.ignore_end).then(|| first_end(&self.canvas, vocabulary)).flatten();
-        let written = &self.canvas.tokens()[self.canvas.prompt()..end.unwrap_or(self.canvas.len())];
-        let tokens: Vec<TokenId> =
-            written.iter().copied().filter(|&t| t != self.filling.mask).collect();
-        let (mut decoder, mut piece, mut text) =
-            (StreamDecoder::new(), String::new(), String::new());
-        let mut stops = StopMatcher::new(self.request.stops.iter().map(String::as_str))?;
-        for &token in &tokens {
-            decoder.push(vocabulary.bytes(token), &mut piece);
-        }
-        decoder.finish(&mut piece);
-        let mut reason = match end {
-            Some(at) => FinishReason::End { token: self.canvas.tokens()[at] },
-            None => FinishReason::Length,
-        };
-        if listener.stopped && self.canvas.masks() > 0 {
-            reason = FinishReason::Cancelled;
-        }
-        match stops.push(&piece, &mut text) {
-            Some(index) => reason = FinishReason::Stop { index },
-            None => stops.finish(&mut text),
-        }
-        listener.tell(Event::Committed { choice: self.index, tokens: &tokens, text: &text });
-        listener.tell(Event::Finished { choice: self.index, reason });
-        Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete: None })
+/// The text of a canvas: up to the first end token, without masks.
+pub(crate) fn finished(
+    canvas: &Canvas,
+    request: &Request,
+    vocabulary: &dyn Vocabulary,
+    index: usize,
+    listener: &mut Listener<'_>,
+) -> Result<Completion> {
+    let end = (!request.ignore_end).then(|| first_end(canvas, vocabulary)).flatten();
+    let written = canvas.prompt()..end.unwrap_or(canvas.len());
+    let tokens: Vec<TokenId> =
+        canvas.tokens()[written].iter().copied().filter(|&token| token != canvas.mask()).collect();
+    let (mut decoder, mut piece, mut text) = (StreamDecoder::new(), String::new(), String::new());
+    let mut stops = StopMatcher::new(request.stops.iter().map(String::as_str))?;
+    for &token in &tokens {
+        decoder.push(vocabulary.bytes(token), &mut piece);
     }
+    decoder.finish(&mut piece);
+    let mut reason = match end {
+        Some(at) => FinishReason::End { token: canvas.tokens()[at] },
+        None => FinishReason::Length,
+    };
+    if listener.stopped && canvas.masks() > 0 {
+        reason = FinishReason::Cancelled;
+    }
+    match stops.push(&piece, &mut text) {
+        Some(at) => reason = FinishReason::Stop { index: at },
+        None => stops.finish(&mut text),
+    }
+    listener.tell(Event::Committed { choice: index, tokens: &tokens, text: &text });
+    listener.tell(Event::Finished { choice: index, reason });
+    Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete: None })
 }
 
 /// The first end token of the answer.
