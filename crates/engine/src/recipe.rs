@@ -159,18 +159,17 @@ impl Recipe {
         self.members.iter().fold(own, |e, m| e.and(m.entry.exactness))
     }
 
-    /// What the members' promises are about: the plain run, under the recipe's constraint if it has one.
+    /// What the members' promises are about: the plain run, under the recipe's constraint and in its
+    /// blocks if it has such.
     #[must_use]
     pub fn reference(&self) -> Self {
-        let rules = |m: &&Member| m.entry.places.iter().any(|p| p.site == Site::Constraint);
-        let members = self.members.iter().filter(rules).cloned().collect();
+        let members = self.members.iter().filter(|m| is_frame(m)).cloned().collect();
         Self { members, constraint: self.constraint.clone(), ..Self::default() }
     }
 
     /// What the combination promises about the texts of its [`Recipe::reference`].
     pub fn promise(&self) -> Exactness {
-        let rules = |m: &&Member| m.entry.places.iter().any(|p| p.site == Site::Constraint);
-        let others = self.members.iter().filter(|m| !rules(m));
+        let others = self.members.iter().filter(|m| !is_frame(m));
         others.fold(Exactness::BitExact, |e, m| e.and(m.entry.exactness))
     }
 
@@ -217,6 +216,14 @@ impl Recipe {
         };
         Value::Array(self.members.iter().map(one).collect())
     }
+}
+
+/// Whether a member says which texts are allowed or which part of a canvas is open, and nothing else: it
+/// is part of what other members' promises are about.
+fn is_frame(member: &Member) -> bool {
+    let places = member.entry.places;
+    places.iter().any(|p| p.site == Site::Constraint)
+        || (!places.is_empty() && places.iter().all(|p| p.site == Site::Region))
 }
 
 /// Why a kind of method cannot take part in a run at all.

@@ -176,11 +176,16 @@ pub fn bit_exact(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    // What fills masks has learnt nothing that could be stale.
+    let states: &[State] = match model.filling {
+        None => &State::ALL,
+        Some(_) => &[State::Fresh, State::Together],
+    };
     let ways = [("greedy", Sampling::greedy()), ("sampled", Sampling::neutral())];
     let (total, mut done) = (ways.len() * tasks.len(), 0);
     for (way, sampling) in ways {
         let mut seen: Vec<(State, usize, usize, Option<FirstDifference>)> =
-            State::ALL.map(|s| (s, 0, 0, None)).to_vec();
+            states.iter().map(|&s| (s, 0, 0, None)).collect();
         let mut others = Sequence::new(model.backbone, 1024)?;
         for task in tasks {
             progress(done, total);
@@ -263,7 +268,7 @@ fn difference(
     let at = plain.iter().zip(other).take_while(|(a, b)| a == b).count();
     let (a, b) = (plain.get(at).copied(), other.get(at).copied());
     let mut margin = None;
-    if let (Some(a), Some(b)) = (a, b) {
+    if let (Some(a), Some(b), None) = (a, b, model.filling) {
         quality::visit(model, &task.tokens, &plain[..=at], &mut |i, logits| {
             if i == at {
                 margin = Some(logits[a as usize] - logits[b as usize]);

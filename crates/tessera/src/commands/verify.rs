@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use tessera_core::entry::Exactness;
+use tessera_measure::lineup::fills_masks;
 use tessera_measure::verify::{self, Finding, nothing_to_prove, recipes};
 use tessera_measure::{enumerate, trial};
 use tessera_runtime::{METHODS, Prompt};
@@ -76,7 +77,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         );
         return Err(BadUsage(what).into());
     }
-    let workload = arguments.prompts.read(false)?;
+    let workload = arguments.prompts.read(fills_masks(entry))?;
     let loaded = arguments.models.open(globals)?;
     let model = loaded.model();
     let recipes = recipes(METHODS, &call, &with, &trial::offer(model))?
