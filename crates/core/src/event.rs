@@ -71,6 +71,9 @@ pub enum Event<'a> {
         tokens: &'a [TokenId],
         /// Positions that it masked again.
         remasked: &'a [Position],
+        /// What the model did not know of them, in nats: `-sum ln p`. Summed over the steps it is the
+        /// surprise of the way that the text was written.
+        nats: f64,
         /// Length of the canvas after it.
         length: usize,
         /// Masks left.

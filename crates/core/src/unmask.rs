@@ -273,6 +273,11 @@ pub trait Unmask: Send + Debug {
         false
     }
 
+    /// Passes and rows of the guide that it has taken so far.
+    fn guided(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
     /// Whether its [`Commit`]s may mask again. Where nothing does, a text is finished as soon as all
     /// before its first end token is written.
     fn remasks(&self) -> bool {

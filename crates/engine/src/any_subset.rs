@@ -21,7 +21,7 @@ use tessera_core::{
 };
 
 use crate::autoregressive::{Listener, Model};
-use crate::denoise::{blank, finished};
+use crate::denoise::{blank, finished, nats};
 use crate::recipe::Recipe;
 use crate::request::{Outcome, Request, Stats};
 
@@ -196,6 +196,7 @@ impl Text<'_> {
             positions: &positions,
             tokens: &tokens,
             remasked: &[],
+            nats: nats(&written),
             length: self.canvas.len(),
             masks: self.canvas.masks(),
         });

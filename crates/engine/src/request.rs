@@ -171,6 +171,10 @@ pub struct Stats {
     pub drafted_tokens: usize,
     /// Those of them that became text.
     pub accepted_tokens: usize,
+    /// Passes of a causal model beside one that fills masks.
+    pub guide_passes: usize,
+    /// Rows that they computed.
+    pub guide_rows: usize,
     /// Wall-clock time spent guessing; part of `decode_seconds`.
     pub draft_seconds: f64,
     /// Wall-clock time spent deciding what to forget, and forgetting it; part of `prefill_seconds`

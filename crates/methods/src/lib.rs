@@ -10,6 +10,7 @@ pub mod constrain;
 pub mod continuations;
 pub mod draft;
 pub mod guidance;
+mod guide;
 pub mod loops;
 pub mod observation;
 pub mod predicate;

@@ -78,6 +78,10 @@ pub(crate) fn generate(
         let listened = listener.seconds;
         text.run(&mut listener)?;
         text.sight.count(&mut stats);
+        for (passes, rows) in text.seams.iter().map(|p| p.guided()) {
+            stats.guide_passes += passes;
+            stats.guide_rows += rows;
+        }
         stats.decode_seconds += start.elapsed().as_secs_f64() - (listener.seconds - listened);
         let made = finished(&text.canvas, request, model.vocabulary, index, &mut listener)?;
         stats.drawn_tokens += made.tokens.len();
@@ -257,6 +261,7 @@ impl Text<'_> {
             sight: &mut self.sight,
             sampler: &mut self.sampler,
             region,
+            wide: self.seams.iter().any(|p| p.is_wide()),
             key,
             cached: self.seams.window.is_some(),
         };
@@ -331,6 +336,7 @@ impl Text<'_> {
             positions: &positions,
             tokens: &tokens,
             remasked: &commit.remask,
+            nats: nats(&commit.fills),
             length: self.canvas.len(),
             masks: self.canvas.masks(),
         });
@@ -376,6 +382,11 @@ pub(crate) fn finished(
     listener.tell(Event::Committed { choice: index, tokens: &tokens, text: &text });
     listener.tell(Event::Finished { choice: index, reason });
     Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete: None })
+}
+
+/// What the model did not know of what a step writes, in nats: `-sum ln p`.
+pub(crate) fn nats(fills: &[Fill]) -> f64 {
+    fills.iter().map(|f| -f64::from(f.probability).max(f64::MIN_POSITIVE).ln()).sum()
 }
 
 /// The first end token of the answer.
@@ -424,6 +435,7 @@ struct Ahead<'t, 'a> {
     sight: &'t mut Sight<'a>,
     sampler: &'t mut Sampler,
     region: &'t Range<usize>,
+    wide: bool,
     key: (u64, u32),
     cached: bool,
 }
@@ -434,7 +446,7 @@ impl Look for Ahead<'_, '_> {
             let what = "cannot look ahead beside a window, whose rows go by one canvas".to_owned();
             return Err(Error::Plan { what });
         }
-        self.sight.look(canvases, self.region)
+        self.sight.look(canvases, self.region, self.wide)
     }
 
     fn fills(&mut self, _canvas: &Canvas, prediction: &Prediction) -> Result<Vec<Fill>> {

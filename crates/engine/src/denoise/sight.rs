@@ -163,16 +163,18 @@ impl<'a> Sight<'a> {
         self.prediction(0, masked)
     }
 
-    /// What the model thinks of the masks of `region` of several canvases, in one pass.
+    /// What the model thinks of the masks of `region`, or of all if `wide`, of several canvases, in one
+    /// pass.
     pub(super) fn look(
         &mut self,
         canvases: &[Canvas],
         region: &Range<usize>,
+        wide: bool,
     ) -> Result<Vec<Prediction>> {
         let longest = canvases.iter().map(Canvas::len).max().unwrap_or(0);
         let positions: Vec<Position> = (0..longest as Position).collect();
         let open = |c: &Canvas| -> Vec<Position> {
-            c.masked().filter(|&p| region.contains(&(p as usize))).collect()
+            c.masked().filter(|&p| wide || region.contains(&(p as usize))).collect()
         };
         let masked: Vec<Vec<Position>> = canvases.iter().map(open).collect();
         let outs: Vec<Vec<u32>> =

@@ -2,8 +2,16 @@
 
 pub mod ancestral;
 pub mod blocks;
+pub mod ccd;
 pub mod confidence;
+pub mod context_aware_init;
+pub mod dimple;
+pub mod dllm_asr;
+pub mod edlm;
+pub mod ete;
 pub mod first_hitting;
+pub mod freedave;
+pub mod guided_diffusion;
 pub mod threshold;
 
 use tessera_core::Capabilities;
