@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
+    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
 use tessera_core::{Canvas, Commit, Evidence, Fill, Look, Prediction, Result, Unmask};
@@ -113,7 +113,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
     exactness: Exactness::Lossy {
         what: "the order, and tokens of one step do not know of one another",
     },
-    needs: DENOISER,
+    needs: Needs { looks: true, ..DENOISER },
     claims: &[],
     schema: schema_of::<Ete>,
     defaults: defaults_of::<Ete>,
