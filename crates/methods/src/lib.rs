@@ -17,6 +17,7 @@ pub mod programs;
 pub mod reduce;
 pub mod registry;
 pub mod retention;
+pub(crate) mod rough;
 #[cfg(test)]
 pub(crate) mod scene;
 pub mod second_model;

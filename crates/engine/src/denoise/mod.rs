@@ -8,6 +8,7 @@
 //! A draw at a position is keyed by (seed, choice, position) alone, so equal distributions give equal
 //! tokens at any step: a decoder that skips passes makes the text of the one that does not.
 
+mod guide;
 mod seams;
 mod sight;
 
@@ -20,12 +21,13 @@ use tessera_core::entry::Site;
 use tessera_core::text::{StopMatcher, StreamDecoder};
 use tessera_core::unmask::ranked;
 use tessera_core::{
-    Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason, InitContext,
-    Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
+    Backbone, Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason,
+    InitContext, Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
 };
 
 use crate::autoregressive::{Listener, Model};
-use crate::request::{Completion, Outcome, Request, Stats};
+use crate::request::{Completion, Denoised, Outcome, Request, Stats};
+use guide::Guide;
 use seams::Seams;
 use sight::Sight;
 
@@ -70,11 +72,14 @@ pub(crate) fn generate(
             seams: Seams::new(&request.recipe)?,
             sampler: Sampler::new(request.sampling)?,
             sight: Sight::new(model, filling),
+            guide: model.draft.map(Guide::new),
+            tally: stats.denoised.unwrap_or_default(),
+            cut_at: None,
         };
         let start = Instant::now();
         let listened = listener.seconds;
         text.run(&mut listener)?;
-        text.sight.count(&mut stats);
+        text.count(&mut stats);
         stats.decode_seconds += start.elapsed().as_secs_f64() - (listener.seconds - listened);
         let made = text.finish(&mut listener)?;
         stats.drawn_tokens += made.tokens.len();
@@ -125,6 +130,10 @@ struct Text<'a> {
     seams: Seams,
     sampler: Sampler,
     sight: Sight<'a>,
+    guide: Option<Guide<'a>>,
+    tally: Denoised,
+    /// The end token at which a policy cut the canvas.
+    cut_at: Option<TokenId>,
 }
 
 /// The parts of a text that an [`Evidence`] needs, borrowed apart from its policies.
@@ -138,8 +147,9 @@ macro_rules! evidence {
             prediction: $prediction,
             seed: $text.request.seed,
             choice: $text.index as u32,
+            sampling: $text.request.sampling,
             vocabulary: $text.model.vocabulary,
-            guide: $text.model.draft,
+            guide: $text.guide.as_ref().map(|g| g as &dyn Backbone),
         }
     };
 }
@@ -191,7 +201,7 @@ impl Text<'_> {
             seed: self.request.seed,
             choice: self.index as u32,
             vocabulary: self.model.vocabulary,
-            guide: self.model.draft,
+            guide: self.guide.as_ref().map(|g| g as &dyn Backbone),
         };
         let start = match self.seams.at(Site::Init) {
             Some(policy) => policy.init(&context)?,
@@ -307,8 +317,15 @@ impl Text<'_> {
         match end {
             End::Done => return Ok(true),
             End::Truncate { len } => {
-                self.canvas.truncate(len)?;
-                self.sight.truncate(len)?;
+                let at = self.canvas.tokens().get(len).copied();
+                let ending =
+                    at.filter(|&t| !self.canvas.is_masked(len as Position) && vocabulary.is_end(t));
+                // Who goes on after an end token has it cut off by nobody.
+                if ending.is_none() || !self.request.ignore_end {
+                    self.canvas.truncate(len)?;
+                    self.sight.truncate(len)?;
+                    self.cut_at = ending.or(self.cut_at);
+                }
             }
             End::GoOn => {}
         }
@@ -320,7 +337,14 @@ impl Text<'_> {
         Ok(first_end(&self.canvas, vocabulary).is_some_and(|end| end < first as usize))
     }
 
-    fn tell(&self, commit: &Commit, listener: &mut Listener<'_>) {
+    fn tell(&mut self, commit: &Commit, listener: &mut Listener<'_>) {
+        let nat = |f: &Fill| -f64::from(f.probability.max(f32::MIN_POSITIVE)).ln();
+        let nats: f64 = commit.fills.iter().map(nat).sum();
+        // A sum over certain tokens is not minus nothing.
+        let nats = nats.max(0.0);
+        self.tally.rounds += 1;
+        self.tally.nats += nats;
+        self.tally.most_nats = self.tally.most_nats.max(nats);
         let positions: Vec<Position> = commit.fills.iter().map(|f| f.position).collect();
         let tokens: Vec<TokenId> = commit.fills.iter().map(|f| f.token).collect();
         listener.tell(Event::Denoised {
@@ -331,8 +355,18 @@ impl Text<'_> {
             remasked: &commit.remask,
             length: self.canvas.len(),
             masks: self.canvas.masks(),
+            nats,
         });
         listener.tell(Event::Step { rows: self.sight.last_rows, committed: tokens.len() });
+    }
+
+    /// Adds what the text took.
+    fn count(&mut self, stats: &mut Stats) {
+        self.sight.count(stats);
+        let (passes, rows) = self.guide.as_ref().map_or((0, 0), Guide::counts);
+        self.tally.guide_passes += passes;
+        self.tally.guide_rows += rows;
+        stats.denoised = Some(self.tally);
     }
 
     /// The text: up to the first end token, without masks.
@@ -351,7 +385,7 @@ impl Text<'_> {
         decoder.finish(&mut piece);
         let mut reason = match end {
             Some(at) => FinishReason::End { token: self.canvas.tokens()[at] },
-            None => FinishReason::Length,
+            None => self.cut_at.map_or(FinishReason::Length, |token| FinishReason::End { token }),
         };
         if listener.stopped && self.canvas.masks() > 0 {
             reason = FinishReason::Cancelled;
@@ -361,6 +395,9 @@ impl Text<'_> {
             None => stops.finish(&mut text),
         }
         listener.tell(Event::Committed { choice: self.index, tokens: &tokens, text: &text });
+        for (method, name, value) in self.seams.counts() {
+            listener.tell(Event::Counted { choice: self.index, method, name, value });
+        }
         listener.tell(Event::Finished { choice: self.index, reason });
         Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete: None })
     }
