@@ -1,6 +1,8 @@
 //! The `tessera` command.
 
 mod bench;
+mod canvas;
+mod canvas_view;
 mod commands;
 mod constraints;
 mod conversation;
