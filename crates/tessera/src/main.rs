@@ -93,6 +93,8 @@ enum Command {
     Explain(commands::explain::Arguments),
     /// Bits for each byte of a text: comparable between vocabularies.
     Score(commands::score::Arguments),
+    /// Sample simple stories from a model into a text file, many at a time.
+    Corpus(commands::corpus::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         Command::Complete(arguments) => commands::complete::run(globals, arguments),
         Command::Explain(arguments) => commands::explain::run(globals, arguments),
         Command::Score(arguments) => commands::score::run(globals, arguments),
+        Command::Corpus(arguments) => commands::corpus::run(globals, arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
