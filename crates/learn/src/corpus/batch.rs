@@ -195,16 +195,17 @@ impl<'m> Batch<'m> {
 
 #[cfg(test)]
 mod tests {
-    use tessera_testkit::Scripted;
+    use tessera_testkit::{Scripted, Words};
 
     use super::*;
 
     /// Runs prompts through a batch of this width; answers by index.
     fn answers(width: usize, prompts: &[Vec<TokenId>]) -> Vec<Ended> {
         let model = Scripted::hashed(50, 1024, 3, 1.0);
+        let words = Words::new((0..48u8).map(|b| [b]));
         let sampling = Sampling { top_k: 10, ..Sampling::default() };
         let settings = Settings { width, most: 20, sampling, seed: 9 };
-        let mut batch = Batch::new(&model, &model, settings).unwrap();
+        let mut batch = Batch::new(&model, &words, settings).unwrap();
         let (mut next, mut all) = (0, Vec::new());
         while next < prompts.len() || !batch.is_empty() {
             while batch.has_room() && next < prompts.len() {
@@ -233,9 +234,10 @@ mod tests {
     #[test]
     fn impossible_settings_and_prompts_are_refused() {
         let model = Scripted::hashed(50, 32, 3, 1.0);
+        let words = Words::new((0..48u8).map(|b| [b]));
         let settings = Settings { width: 0, most: 20, sampling: Sampling::default(), seed: 9 };
-        assert!(Batch::new(&model, &model, settings).is_err());
-        let mut batch = Batch::new(&model, &model, Settings { width: 1, ..settings }).unwrap();
+        assert!(Batch::new(&model, &words, settings).is_err());
+        let mut batch = Batch::new(&model, &words, Settings { width: 1, ..settings }).unwrap();
         assert!(batch.begin(0, vec![]).is_err());
         assert!(batch.begin(0, vec![1; 13]).is_err());
         assert!(batch.begin(0, vec![1; 12]).is_ok());

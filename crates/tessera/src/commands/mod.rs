@@ -18,6 +18,7 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod score;
 pub(crate) mod show;
+pub(crate) mod train;
 pub(crate) mod tune;
 pub(crate) mod verify;
 
