@@ -1,12 +1,13 @@
 """Builds llama.cpp, once, from the source archive of its published Python package.
 
-The archive holds the C++ source of a fixed llama.cpp commit and the ctypes bindings that fit it. Only the shared library is built
-(native instructions, OpenMP, no tools, no server, no curl), in a virtual environment of its own, below a build directory that git
-ignores. A finished build is recognised by its stamp file and is not repeated.
+The archive holds the C++ source of a fixed llama.cpp commit and the ctypes bindings that fit it. Two builds are made from it, each in
+a directory of its own below one that git ignores: the shared library (for run.py) and `llama-server` (for speculation.py), both with
+native instructions and OpenMP, without curl and without the web page. A finished build is recognised by its stamp file and is not
+repeated.
 
-    python3 bench/side_by_side/llama_setup.py [--dir DIR] [--jobs N]
+    python3 bench/side_by_side/llama_setup.py [--dir DIR] [--jobs N] [--server]
 
-prints the interpreter of that environment; `import llama_cpp` works there.
+prints the interpreter of the library's environment (`import llama_cpp` works there), or the path of the server.
 """
 
 from __future__ import annotations
@@ -40,6 +41,19 @@ FLAGS = [
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_BUILD_APP=OFF",
 ]
+
+SERVER_FLAGS = [flag for flag in FLAGS if "LLAMA_BUILD" not in flag and "SHARED" not in flag] + [
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DLLAMA_BUILD_COMMON=ON",
+    "-DLLAMA_BUILD_TOOLS=ON",
+    "-DLLAMA_BUILD_SERVER=ON",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+]
+"""The same arithmetic as the library's build, linked into one program; the web page is neither built nor fetched."""
 
 AMX_FILE = "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
 AMX_CALL = "    _tile_loadconfig(&tc);\n"
@@ -77,17 +91,20 @@ def patch_amx(source: Path) -> bool:
     return True
 
 
-def ensure(directory: Path, jobs: int = 2) -> Path:
-    """Makes the environment if it is not there; returns its Python interpreter."""
-    directory.mkdir(parents=True, exist_ok=True)
+def is_built(stamp: Path, flags: list[str], product: Path) -> bool:
+    """Whether `product` exists and was made from this version with these flags and this fix."""
+    return product.exists() and stamp.exists() and json.loads(stamp.read_text()) == wanted(flags)
+
+
+def wanted(flags: list[str]) -> dict[str, object]:
+    """What a build's stamp says."""
+    return {"version": VERSION, "flags": flags, "amx_fix": AMX_FIXED}
+
+
+def unpack(directory: Path, log: Path) -> tuple[Path, Path]:
+    """The environment with the build's helpers and the patched source, made where they are missing: (environment, source)."""
     venv = directory / "venv"
     python = venv / "bin" / "python"
-    stamp = directory / "built.json"
-    wanted = {"version": VERSION, "flags": FLAGS, "amx_fix": AMX_FIXED}
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted and python.exists():
-        return python
-    log = directory / "build.log"
-    print(f"side_by_side: building llama.cpp (llama-cpp-python {VERSION}) in {directory}: some minutes, once", file=sys.stderr)
     if not python.exists():
         run([sys.executable, "-m", "venv", venv], log)
     run([python, "-m", "pip", "install", "-q", "--only-binary=:all:", *HELPERS], log)
@@ -100,12 +117,30 @@ def ensure(directory: Path, jobs: int = 2) -> Path:
         with tarfile.open(archive) as tar:
             tar.extractall(directory, filter="data")
     patch_amx(source)
-    build = directory / "build"
+    return venv, source
+
+
+def compile_target(venv: Path, source: Path, build: Path, flags: list[str], target: str, jobs: int, log: Path) -> None:
+    """Configures llama.cpp in `build` and compiles one target of it."""
     bin_dir = venv / "bin"
     run([bin_dir / "cmake", "-S", source / "vendor" / "llama.cpp", "-B", build, "-G", "Ninja",
          f"-DCMAKE_MAKE_PROGRAM={bin_dir / 'ninja'}", "-DCMAKE_INSTALL_RPATH=$ORIGIN",
-         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", *FLAGS], log)  # fmt: skip
-    run([bin_dir / "cmake", "--build", build, "--target", "llama", "-j", str(jobs)], log)
+         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", *flags], log)  # fmt: skip
+    run([bin_dir / "cmake", "--build", build, "--target", target, "-j", str(jobs)], log)
+
+
+def ensure(directory: Path, jobs: int = 2) -> Path:
+    """Builds the library and its environment if they are not there; returns the environment's Python interpreter."""
+    python = directory / "venv" / "bin" / "python"
+    stamp = directory / "built.json"
+    if is_built(stamp, FLAGS, python):
+        return python
+    log = directory / "build.log"
+    print(f"side_by_side: building llama.cpp (llama-cpp-python {VERSION}) in {directory}: some minutes, once", file=sys.stderr)
+    directory.mkdir(parents=True, exist_ok=True)
+    venv, source = unpack(directory, log)
+    build = directory / "build"
+    compile_target(venv, source, build, FLAGS, "llama", jobs, log)
     lib = source / "llama_cpp" / "lib"
     lib.mkdir(exist_ok=True)
     for found in sorted(build.rglob("lib*.so*")):
@@ -115,8 +150,25 @@ def ensure(directory: Path, jobs: int = 2) -> Path:
     run([python, "-c", f"import sysconfig, pathlib; pathlib.Path(sysconfig.get_path('purelib'), 'llama_cpp_source.pth')"
          f".write_text({str(source)!r} + '\\n')"], log)  # fmt: skip
     run([python, "-c", "import llama_cpp; llama_cpp.llama_backend_init()"], log)
-    stamp.write_text(json.dumps(wanted))
+    stamp.write_text(json.dumps(wanted(FLAGS)))
     return python
+
+
+def ensure_server(directory: Path, jobs: int = 2) -> Path:
+    """Builds `llama-server` if it is not there, in a directory and with a stamp of its own; returns the program's path."""
+    build = directory / "build-server"
+    server = build / "bin" / "llama-server"
+    stamp = directory / "built-server.json"
+    if is_built(stamp, SERVER_FLAGS, server):
+        return server
+    log = directory / "build-server.log"
+    print(f"side_by_side: building llama-server in {directory}: about ten minutes on two cores, once", file=sys.stderr)
+    directory.mkdir(parents=True, exist_ok=True)
+    venv, source = unpack(directory, log)
+    compile_target(venv, source, build, SERVER_FLAGS, "llama-server", jobs, log)
+    run([server, "--version"], log)
+    stamp.write_text(json.dumps(wanted(SERVER_FLAGS)))
+    return server
 
 
 def main() -> None:
@@ -124,8 +176,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=default_dir(), help="build directory (default: target/side_by_side)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="parallel compiler processes")
+    parser.add_argument("--server", action="store_true", help="build llama-server instead of the library")
     arguments = parser.parse_args()
-    print(ensure(arguments.dir, arguments.jobs))
+    build = ensure_server if arguments.server else ensure
+    print(build(arguments.dir, arguments.jobs))
 
 
 if __name__ == "__main__":

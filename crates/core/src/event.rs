@@ -71,13 +71,24 @@ pub enum Event<'a> {
         tokens: &'a [TokenId],
         /// Positions that it masked again.
         remasked: &'a [Position],
-        /// What the model did not know of them, in nats: `-sum ln p`. Summed over the steps it is the
-        /// surprise of the way that the text was written.
-        nats: f64,
         /// Length of the canvas after it.
         length: usize,
         /// Masks left.
         masks: usize,
+        /// `-sum ln p` of the tokens it filled, `p` at temperature 1 with nothing truncated. Over a
+        /// run these sum to minus the logarithm of the probability of the path.
+        nats: f64,
+    },
+    /// Something that a method has counted, told when a choice has ended.
+    Counted {
+        /// The choice, from 0.
+        choice: usize,
+        /// The method's slug.
+        method: &'static str,
+        /// What was counted, in a few words.
+        name: &'static str,
+        /// How much of it.
+        value: f64,
     },
     /// Tokens became part of a choice; text became certain.
     Committed {

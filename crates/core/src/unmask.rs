@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::backbone::{Backbone, Vocabulary};
 use crate::canvas::Canvas;
-use crate::dist::Key;
+use crate::dist::{Key, Sampling};
 use crate::{Position, Result, TokenId};
 
 /// The purpose of a policy's own draws ([`Key::purpose`]).
@@ -98,6 +98,8 @@ pub struct Evidence<'a> {
     pub seed: u64,
     /// Index of the text among those of the request.
     pub choice: u32,
+    /// How the request draws tokens.
+    pub sampling: Sampling,
     /// Tokens as bytes.
     pub vocabulary: &'a dyn Vocabulary,
     /// A causal model with the same vocabulary, if the session has one.
@@ -273,9 +275,9 @@ pub trait Unmask: Send + Debug {
         false
     }
 
-    /// Passes and rows of the guide that it has taken so far.
-    fn guided(&self) -> (usize, usize) {
-        (0, 0)
+    /// What it has counted in this text, by name; told as [`crate::Event::Counted`] at its end.
+    fn counts(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
     }
 
     /// Whether its [`Commit`]s may mask again. Where nothing does, a text is finished as soon as all

@@ -91,7 +91,7 @@ pub(crate) fn generate(
         text.run(&mut listener)?;
         let canvas = text.canvas;
         stats.decode_seconds += start.elapsed().as_secs_f64() - (listener.seconds - listened);
-        let made = finished(&canvas, request, model.vocabulary, index, &mut listener)?;
+        let made = finished(&canvas, request, model.vocabulary, index, None, &mut listener)?;
         stats.drawn_tokens += made.tokens.len();
         stats.decode_tokens += made.tokens.len();
         choices.push(made);

@@ -20,5 +20,5 @@ mod speculation;
 pub use autoregressive::{Model, generate, generate_in};
 pub use pace::CostCurve;
 pub use recipe::Recipe;
-pub use request::{Completion, Known, Outcome, Particle, Population, Request, Stats};
+pub use request::{Completion, Denoised, Known, Outcome, Particle, Population, Request, Stats};
 pub use sequence::Sequence;

@@ -171,10 +171,6 @@ pub struct Stats {
     pub drafted_tokens: usize,
     /// Those of them that became text.
     pub accepted_tokens: usize,
-    /// Passes of a causal model beside one that fills masks.
-    pub guide_passes: usize,
-    /// Rows that they computed.
-    pub guide_rows: usize,
     /// Wall-clock time spent guessing; part of `decode_seconds`.
     pub draft_seconds: f64,
     /// Wall-clock time spent deciding what to forget, and forgetting it; part of `prefill_seconds`
@@ -191,6 +187,25 @@ pub struct Stats {
     /// What the constraint was asked, over all choices; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub constraint: Option<ConstraintStats>,
+    /// What filling masks took; `None` for a model that writes from left to right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denoised: Option<Denoised>,
+}
+
+/// What filling masks took, over all choices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Denoised {
+    /// Steps that wrote something. A policy that looks ahead makes more passes than steps.
+    pub rounds: usize,
+    /// `-sum ln p` of all tokens written, at temperature 1 with nothing truncated: at most `rounds`
+    /// times `most_nats`.
+    pub nats: f64,
+    /// The most nats that one round wrote.
+    pub most_nats: f64,
+    /// Passes of the guide; not among [`Stats::passes`].
+    pub guide_passes: usize,
+    /// Rows of these passes.
+    pub guide_rows: usize,
 }
 
 impl Stats {

@@ -12,6 +12,7 @@ mod lanes;
 mod pack;
 mod pool;
 mod product;
+pub mod training;
 
 pub use error::{KernelError, Result};
 pub use isa::{ISA_VARIABLE, Isa};

@@ -10,7 +10,6 @@ pub mod constrain;
 pub mod continuations;
 pub mod draft;
 pub mod guidance;
-mod guide;
 pub mod loops;
 pub mod observation;
 pub mod predicate;
@@ -18,6 +17,7 @@ pub mod programs;
 pub mod reduce;
 pub mod registry;
 pub mod retention;
+pub(crate) mod rough;
 #[cfg(test)]
 pub(crate) mod scene;
 pub mod second_model;

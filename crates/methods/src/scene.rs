@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tessera_core::dist::argmax;
+use tessera_core::dist::{Sampling, argmax};
 use tessera_core::{Canvas, Evidence, Fill, Position, Prediction, TokenId, Vocabulary};
 
 /// Eight letters; token 7 ends a text.
@@ -76,6 +76,7 @@ impl Scene {
             prediction: &self.prediction,
             seed: self.seed,
             choice: 0,
+            sampling: Sampling::greedy(),
             vocabulary: &Letters,
             guide: None,
         }

@@ -94,8 +94,8 @@ impl SecondModel {
         model.spec().context.saturating_sub(self.text.len()) as u32
     }
 
-    /// Computes guesses (the number of the guess above each, and its token) in one pass; returns
-    /// the number of the first, the others follow. [`SecondModel::logits`]`(i)` are then those
+    /// Computes guesses (the number of the guess above each, which may be an earlier one of the same
+    /// call, and its token) in one pass; returns the number of the first, the others follow. [`SecondModel::logits`]`(i)` are then those
     /// after the `i`-th.
     ///
     /// # Errors
@@ -109,18 +109,23 @@ impl SecondModel {
             return Err(Error::plan("the draft model has not seen the text yet"));
         };
         let (base, first) = (self.text.len(), self.branch.len() as u32);
-        let depth = |parent: Option<u32>| parent.map_or(1, |p| self.branch[p as usize].depth + 1);
-        let twigs: Vec<Twig> = guesses
-            .iter()
-            .map(|&(parent, token)| Twig { parent, token, depth: depth(parent) })
-            .collect();
+        let mut all = self.branch.clone();
+        for &(parent, token) in guesses {
+            let above = match parent {
+                None => 0,
+                Some(parent) => match all.get(parent as usize) {
+                    Some(twig) => twig.depth,
+                    None => return Err(Error::plan(format!("no guess {parent} to grow from"))),
+                },
+            };
+            all.push(Twig { parent, token, depth: above + 1 });
+        }
+        let twigs = &all[self.branch.len()..];
         self.positions.clear();
         self.positions.extend(twigs.iter().map(|t| base as Position + t.depth - 1));
         let tokens: Vec<TokenId> = twigs.iter().map(|t| t.token).collect();
-        // A guess below the last row of a chain reads all there is: the cheap mask says so.
-        let chain = guesses.len() == 1
-            && self.branch.iter().all(|t| t.depth <= first)
-            && twigs[0].depth == first + 1;
+        // A chain reads all there is before each row: the cheap mask says so.
+        let chain = all.iter().zip(1..).all(|(twig, depth)| twig.depth == depth);
         let columns = base + self.branch.len() + guesses.len();
         self.bits.clear();
         if !chain {
@@ -128,7 +133,7 @@ impl SecondModel {
             for (i, (twig, bits)) in twigs.iter().zip(self.bits.chunks_mut(columns)).enumerate() {
                 bits[..base].fill(true);
                 bits[base + self.branch.len() + i] = true;
-                let up = |&at: &u32| self.branch[at as usize].parent;
+                let up = |&at: &u32| all[at as usize].parent;
                 for at in std::iter::successors(twig.parent, up) {
                     bits[base + at as usize] = true;
                 }
@@ -150,7 +155,7 @@ impl SecondModel {
             cache: Some(&mut **cache),
         };
         model.forward(&mut Pass::new(&mut [segment]), &mut self.reveal)?;
-        self.branch.extend(twigs);
+        self.branch = all;
         Ok(first)
     }
 
@@ -240,6 +245,22 @@ mod tests {
         // The very same text: its last row is computed again, for its logits.
         assert!(second.follow(&model, &other).unwrap());
         assert_eq!(second.logits(0, 9), fresh(&model, &other, &[]));
+    }
+
+    #[test]
+    fn one_pass_takes_guesses_that_stand_on_one_another() {
+        let model = Scripted::hashed(9, 64, 3, 5.0);
+        let mut second = SecondModel::default();
+        assert!(second.follow(&model, &[1, 2]).unwrap());
+        let tree = [(None, 5), (Some(0), 6), (Some(1), 7), (None, 4), (Some(3), 6)];
+        assert_eq!(second.grow(&model, &tree).unwrap(), 0);
+        for (i, path) in [&[5][..], &[5, 6], &[5, 6, 7], &[4], &[4, 6]].iter().enumerate() {
+            assert_eq!(second.logits(i, 9), fresh(&model, &[1, 2], path), "{path:?}");
+        }
+        assert!(second.follow(&model, &[1, 2, 3]).unwrap());
+        assert_eq!(second.grow(&model, &[(None, 5), (Some(0), 6)]).unwrap(), 0);
+        assert_eq!(second.logits(1, 9), fresh(&model, &[1, 2, 3], &[5, 6]));
+        assert!(second.grow(&model, &[(Some(7), 1)]).is_err());
     }
 
     #[test]

@@ -18,12 +18,14 @@ pub mod bytes;
 mod calibration;
 mod companion;
 mod error;
+pub mod holes;
 mod prompt;
 mod session;
 
 pub use backend::Backend;
 pub use calibration::{data_dir, plain_name};
 pub use error::Error;
+pub use holes::Holes;
 pub use prompt::Prompt;
 pub use session::{Info, Options, Session};
 pub use tessera_core::dist::Sampling;

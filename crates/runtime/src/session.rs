@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tessera_core::entry::{Needs, Offer};
-use tessera_core::{Backbone, Calibration, Control, Event, Vocabulary};
+use tessera_core::{Backbone, Calibration, Control, Event, Filling, Vocabulary};
 use tessera_engine::{Model, Outcome, Request, Sequence, generate, generate_in};
 use tessera_model::arch::Blueprint;
 use tessera_model::chat::ChatTemplate;
@@ -173,6 +173,11 @@ impl Session {
     /// What executes the draft model's passes, if there is one.
     pub fn draft_backbone(&self) -> Option<&dyn Backbone> {
         self.draft.as_ref().map(|draft| &*draft.backbone)
+    }
+
+    /// How the model fills masks; `None` for one that writes from left to right.
+    pub fn filling(&self) -> Option<Filling> {
+        self.blueprint.filling
     }
 
     /// Tokens as bytes.

@@ -92,7 +92,7 @@ pub(crate) fn set(settings: &mut Settings, name: &str, value: &str) -> Result<()
         "seed" => settings.seed = whole("seed")?,
         "tokens" => match whole("tokens")? as usize {
             0 => return Err(format!("tokens = 0: must be {AT_LEAST_ONE}")),
-            tokens => settings.tokens = tokens,
+            tokens => (settings.tokens, settings.tokens_given) = (tokens, true),
         },
         _ => {
             let field = match name.replace('-', "_").as_str() {
@@ -165,6 +165,7 @@ mod tests {
             sampling: Sampling::default(),
             seed: 1,
             tokens: 10,
+            tokens_given: false,
             stops: vec![],
             recipe: Recipe::plain(),
         }

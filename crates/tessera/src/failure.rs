@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind as Usage};
 use tessera_core::Error as CoreError;
+use tessera_learn::Error as LearnError;
 use tessera_measure::Error as MeasureError;
 use tessera_model::store::StoreError;
 use tessera_runtime::Error as RuntimeError;
@@ -24,6 +25,7 @@ pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<BadUsage>()
         || error.downcast_ref::<StoreError>().is_some_and(StoreError::is_usage)
         || error.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage)
+        || error.downcast_ref::<LearnError>().is_some_and(LearnError::is_usage)
         || error.downcast_ref::<RuntimeError>().is_some_and(RuntimeError::is_usage)
         || error.downcast_ref::<CoreError>().is_some_and(core)
 }

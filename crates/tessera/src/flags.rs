@@ -207,16 +207,16 @@ impl SamplingFlags {
 /// What is generated, and with which methods.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GenerateFlags {
-    /// Most tokens to make.
+    /// Most tokens to make (default: 1024). Of a model that fills masks, the masks of the canvas
+    /// (default: 128, or the length of the template).
     #[arg(
         short = 'n',
         long = "tokens",
         value_name = "TOKENS",
         env = "TESSERA_TOKENS",
-        allow_negative_numbers = true,
-        default_value_t = 1024
+        allow_negative_numbers = true
     )]
-    pub(crate) tokens: usize,
+    pub(crate) tokens: Option<usize>,
     /// Ends the answer where this text appears; may be given several times.
     #[arg(long, value_name = "TEXT", env = "TESSERA_STOP")]
     pub(crate) stop: Vec<String>,
@@ -245,7 +245,7 @@ impl GenerateFlags {
 
     /// Checks all that can be checked without a model.
     pub(crate) fn settings(&self) -> tessera_core::Result<Settings> {
-        if self.tokens == 0 {
+        if self.tokens == Some(0) {
             return Err(tessera_core::Error::setting("tokens", "0", AT_LEAST_ONE));
         }
         tessera_core::text::StopMatcher::new(self.stop.iter().map(String::as_str))?;
@@ -273,12 +273,16 @@ impl GenerateFlags {
         Ok(Settings {
             sampling,
             seed: self.sampling.seed(),
-            tokens: self.tokens,
+            tokens: self.tokens.unwrap_or(TOKENS),
+            tokens_given: self.tokens.is_some(),
             stops: self.stop.clone(),
             recipe,
         })
     }
 }
+
+/// Most tokens to make if nobody says.
+const TOKENS: usize = 1024;
 
 /// What `-n` and `/set tokens` take.
 pub(crate) const AT_LEAST_ONE: &str = "at least 1";
@@ -289,16 +293,19 @@ pub(crate) struct Settings {
     pub(crate) sampling: Sampling,
     pub(crate) seed: u64,
     pub(crate) tokens: usize,
+    /// Whether somebody said so.
+    pub(crate) tokens_given: bool,
     pub(crate) stops: Vec<String>,
     pub(crate) recipe: Recipe,
 }
 
 impl Settings {
-    /// Puts the settings into a request.
-    pub(crate) fn apply(&self, request: &mut Request) {
+    /// Puts the settings into a request to `session`.
+    pub(crate) fn apply(&self, session: &Session, request: &mut Request) {
         request.sampling = self.sampling;
         request.seed = self.seed;
-        request.max_tokens = Some(self.tokens);
+        let own = session.filling().is_some() && !self.tokens_given;
+        request.max_tokens = (!own).then_some(self.tokens);
         request.stops.clone_from(&self.stops);
         request.recipe = self.recipe.clone();
     }

@@ -1,6 +1,8 @@
 //! The `tessera` command.
 
 mod bench;
+mod canvas;
+mod canvas_view;
 mod commands;
 mod constraints;
 mod conversation;
@@ -93,6 +95,10 @@ enum Command {
     Explain(commands::explain::Arguments),
     /// Bits for each byte of a text: comparable between vocabularies.
     Score(commands::score::Arguments),
+    /// Sample simple stories from a model into a text file, many at a time.
+    Corpus(commands::corpus::Arguments),
+    /// Train a small model by a recipe; run again to go on where it was stopped.
+    Train(commands::train::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -120,6 +126,8 @@ fn main() -> ExitCode {
         Command::Complete(arguments) => commands::complete::run(globals, arguments),
         Command::Explain(arguments) => commands::explain::run(globals, arguments),
         Command::Score(arguments) => commands::score::run(globals, arguments),
+        Command::Corpus(arguments) => commands::corpus::run(globals, arguments),
+        Command::Train(arguments) => commands::train::run(globals, arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

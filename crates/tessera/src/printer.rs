@@ -6,23 +6,31 @@ use std::io::{self, Write};
 use serde_json::json;
 use tessera_runtime::{Control, Event, FinishReason, Outcome, Stats};
 
+use crate::canvas_view::CanvasView;
 use crate::slow_bar::SlowBar;
 
 /// Listens to one generation.
-pub(crate) struct Printer<W: Write> {
+pub(crate) struct Printer<'a, W: Write> {
     out: W,
     json: bool,
     prompt: SlowBar,
+    canvas: Option<CanvasView<'a>>,
     /// Whether the text so far ends a line.
     at_line_start: bool,
     failure: Option<io::Error>,
 }
 
-impl<W: Write> Printer<W> {
+impl<'a, W: Write> Printer<'a, W> {
     /// For a prompt of `tokens` tokens.
     pub(crate) fn new(out: W, json: bool, tokens: usize, quiet: bool) -> Self {
         let prompt = SlowBar::new("reading the prompt", tokens as u64, quiet);
-        Self { out, json, prompt, at_line_start: true, failure: None }
+        Self { out, json, prompt, canvas: None, at_line_start: true, failure: None }
+    }
+
+    /// Shows a canvas while it fills.
+    #[must_use]
+    pub(crate) fn watching(self, canvas: CanvasView<'a>) -> Self {
+        Self { canvas: Some(canvas), ..self }
     }
 
     /// Takes one event.
@@ -32,19 +40,24 @@ impl<W: Write> Printer<W> {
             Event::PrefillDone { .. } => self.prompt.clear(),
             _ => {}
         }
-        let written = if self.json {
-            serde_json::to_writer(&mut self.out, &event)
-                .map_err(io::Error::from)
-                .and_then(|()| writeln!(self.out))
-                .and_then(|()| self.out.flush())
-        } else if let Event::Committed { text, .. } = event
-            && !text.is_empty()
-        {
-            self.at_line_start = text.ends_with('\n');
-            self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush())
-        } else {
-            Ok(())
-        };
+        let frame = self.canvas.as_mut().and_then(|canvas| canvas.hear(&event));
+        let drawn = frame.map_or(Ok(()), |f| self.out.write_all(f.as_bytes()));
+        let drawn = drawn.and_then(|()| self.out.flush());
+        let written = drawn.and_then(|()| {
+            if self.json {
+                serde_json::to_writer(&mut self.out, &event)
+                    .map_err(io::Error::from)
+                    .and_then(|()| writeln!(self.out))
+                    .and_then(|()| self.out.flush())
+            } else if let Event::Committed { text, .. } = event
+                && !text.is_empty()
+            {
+                self.at_line_start = text.ends_with('\n');
+                self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush())
+            } else {
+                Ok(())
+            }
+        });
         match written {
             Ok(()) => Control::Continue,
             Err(error) => {
@@ -116,9 +129,16 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
             stats.peak_cache_bytes as f64 / 1e6,
         ),
     };
+    let filled = match stats.denoised {
+        None => String::new(),
+        Some(d) if d.guide_passes > 0 => {
+            format!(", {} rounds, {} passes of the guide", d.rounds, d.guide_passes)
+        }
+        Some(d) => format!(", {} rounds", d.rounds),
+    };
     format!(
         "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} \
-         passes{drafted}{asked}{forgotten} · {why} · seed {seed}]",
+         passes{filled}{drafted}{asked}{forgotten} · {why} · seed {seed}]",
         stats.prefill_rate(),
         stats.drawn_tokens - usize::from(matches!(reason, FinishReason::End { .. })),
         stats.decode_rate(),

@@ -107,6 +107,15 @@ fn methods_that_do_not_exist_or_do_not_fit() {
 }
 
 #[test]
+fn what_only_models_that_fill_masks_take() {
+    insta::assert_snapshot!(said(&[
+        &["run", "./toy.gguf", "hi", "--template", "Name: [MASK]"],
+        &["run", "./toy.gguf", "hi", "--prior", "hello"],
+        &["run", "./toy.gguf", "hi", "--method", "ete"],
+    ]));
+}
+
+#[test]
 fn draft_models_that_are_missing_unused_or_none() {
     insta::assert_snapshot!(said(&[
         &["run", "./toy.gguf", "hi", "--method", "draft-model"],

@@ -9,6 +9,7 @@ pub mod denoising;
 pub mod laws;
 pub mod listed;
 pub mod markov;
+pub mod modes;
 pub mod reduction;
 pub mod scripted;
 pub mod source;
@@ -18,6 +19,7 @@ pub mod words;
 
 pub use listed::Listed;
 pub use markov::Chain;
+pub use modes::Modes;
 pub use scripted::Scripted;
 pub use tessera_core::dist::chi;
 pub use words::Words;

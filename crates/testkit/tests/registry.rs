@@ -2,6 +2,7 @@
 //!
 //! The laws over the whole registry, and proof that each law can fail.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,7 @@ use tessera_core::{
     Accept, CacheTable, CommittedStep, Decision, Draft, DraftContext, DraftTree, Eviction, Keep,
     KeepPlan, LayerSchedule, Reduce, ReduceContext, Row,
 };
+use tessera_core::{Canvas, Commit, End, Evidence, Fill, Look, Unmask};
 use tessera_core::{Constrain, ConstrainedDraw, ConstrainedSampler, Constraint, Drawn, Vocabulary};
 use tessera_methods::ENTRIES;
 use tessera_testkit::{laws, source};
@@ -339,6 +341,120 @@ impl Constrain for WrongState {
         }
         let text = Arc::new(Mutex::new(self.text().clone()));
         Box::new(Self { fault: self.fault, text })
+    }
+}
+
+/// Wrong ways to fill masks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Wrongly {
+    /// Chooses nothing.
+    Nothing,
+    /// Fills what is not open.
+    Outside,
+    /// Masks again what was given.
+    Given,
+    /// Masks again whatever it fills.
+    Endless,
+    /// Says that it is done while masks are left.
+    Early,
+    /// Goes from right to left.
+    Backwards,
+    /// Draws without the seed.
+    Unseeded,
+}
+
+/// Fills one mask a step, or does not.
+#[derive(Debug)]
+struct Filler(Wrongly);
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+impl Unmask for Filler {
+    fn region(&mut self, canvas: &Canvas) -> Option<Range<usize>> {
+        let first = canvas.masked().next()? as usize;
+        (self.0 == Wrongly::Outside).then_some(first..first + 1)
+    }
+
+    fn quota(
+        &mut self,
+        _: &Evidence<'_>,
+        fills: &[Fill],
+    ) -> tessera_core::Result<Option<Vec<usize>>> {
+        let calls = CALLS.fetch_add(1, Ordering::Relaxed);
+        Ok(match self.0 {
+            Wrongly::Nothing => Some(Vec::new()),
+            Wrongly::Backwards => Some(vec![fills.len() - 1]),
+            Wrongly::Unseeded => Some(vec![calls % 7 % fills.len()]),
+            _ => None,
+        })
+    }
+
+    fn commit(
+        &mut self,
+        evidence: &Evidence<'_>,
+        fills: &[Fill],
+        chosen: &[usize],
+        _: &mut dyn Look,
+    ) -> tessera_core::Result<Option<Commit>> {
+        let mut fill = fills[chosen[0]];
+        let mut remask = Vec::new();
+        match self.0 {
+            Wrongly::Outside => fill.position = evidence.canvas.masked().last().unwrap(),
+            Wrongly::Given => remask.push(0),
+            Wrongly::Endless => remask.push(fill.position),
+            _ => return Ok(None),
+        }
+        Ok(Some(Commit { fills: vec![fill], remask, next: None }))
+    }
+
+    fn end(&mut self, _: &Canvas, step: u32, _: &dyn Vocabulary) -> End {
+        match self.0 == Wrongly::Early && step == 2 {
+            true => End::Done,
+            false => End::GoOn,
+        }
+    }
+
+    fn remasks(&self) -> bool {
+        matches!(self.0, Wrongly::Given | Wrongly::Endless)
+    }
+}
+
+macro_rules! filler {
+    ($($name:ident: $wrongly:expr, $($site:ident)*;)*) => {$(
+        static $name: MethodEntry = MethodEntry {
+            places: &[$(Place { role: Role::Unmask, site: Site::$site }),*],
+            exactness: Exactness::Lossy { what: "the order of the text" },
+            build: |_| Ok(Method::Unmask(Box::new(Filler($wrongly)))),
+            ..entry::<Good>()
+        };
+    )*};
+}
+
+filler! {
+    FILLS_NOTHING: Wrongly::Nothing, Quota;
+    FILLS_OUTSIDE: Wrongly::Outside, Region Commit;
+    MASKS_GIVEN: Wrongly::Given, Commit;
+    NEVER_ENDS: Wrongly::Endless, Commit;
+    ENDS_EARLY: Wrongly::Early, End;
+    BACKWARDS: Wrongly::Backwards, Quota;
+    UNSEEDED: Wrongly::Unseeded, Quota;
+}
+
+#[test]
+fn a_broken_filler_fails_each_law() {
+    let fills = "every mask is filled and what is given stays";
+    for (broken, law, why) in [
+        (&FILLS_NOTHING, fills, "a quota of nothing"),
+        (&FILLS_OUTSIDE, fills, "is filled outside"),
+        (&MASKS_GIVEN, fills, "position 0 cannot be masked again"),
+        (&NEVER_ENDS, fills, "masks are left after"),
+        (&ENDS_EARLY, fills, "tokens on a canvas of 12"),
+        (&BACKWARDS, "neutral settings of unmasking are the plain canvas", "plain ["),
+        (&UNSEEDED, "equal seeds give equal canvases, whatever the other choices", "of three"),
+    ] {
+        let found = laws::check(&[broken]);
+        let caught = |f: &String| f.contains(law) && f.contains(why);
+        assert!(found.iter().any(caught), "{law}: {found:#?}");
     }
 }
 

@@ -8,6 +8,7 @@
 //! A draw at a position is keyed by (seed, choice, position) alone, so equal distributions give equal
 //! tokens at any step: a decoder that skips passes makes the text of the one that does not.
 
+mod guide;
 mod seams;
 mod sight;
 
@@ -20,13 +21,19 @@ use tessera_core::entry::Site;
 use tessera_core::text::{StopMatcher, StreamDecoder};
 use tessera_core::unmask::ranked;
 use tessera_core::{
+<<<<<<< HEAD
     Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason, InitContext,
     Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary, Window,
+=======
+    Backbone, Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason,
+    InitContext, Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
+>>>>>>> denoise
 };
 
 use crate::any_subset;
 use crate::autoregressive::{Listener, Model};
-use crate::request::{Completion, Outcome, Request, Stats};
+use crate::request::{Completion, Denoised, Outcome, Request, Stats};
+use guide::Guide;
 use seams::Seams;
 use sight::Sight;
 
@@ -73,17 +80,20 @@ pub(crate) fn generate(
             seams: Seams::new(&request.recipe)?,
             sampler: Sampler::new(request.sampling)?,
             sight: Sight::new(model, filling),
+            guide: model.draft.map(Guide::new),
+            tally: stats.denoised.unwrap_or_default(),
+            cut_at: None,
         };
         let start = Instant::now();
         let listened = listener.seconds;
         text.run(&mut listener)?;
-        text.sight.count(&mut stats);
-        for (passes, rows) in text.seams.iter().map(|p| p.guided()) {
-            stats.guide_passes += passes;
-            stats.guide_rows += rows;
-        }
+        text.count(&mut stats);
         stats.decode_seconds += start.elapsed().as_secs_f64() - (listener.seconds - listened);
-        let made = finished(&text.canvas, request, model.vocabulary, index, &mut listener)?;
+        for (method, name, value) in text.seams.counts() {
+            listener.tell(Event::Counted { choice: index, method, name, value });
+        }
+        let vocabulary = model.vocabulary;
+        let made = finished(&text.canvas, request, vocabulary, index, text.cut_at, &mut listener)?;
         stats.drawn_tokens += made.tokens.len();
         stats.decode_tokens += made.tokens.len();
         choices.push(made);
@@ -131,6 +141,10 @@ struct Text<'a> {
     seams: Seams,
     sampler: Sampler,
     sight: Sight<'a>,
+    guide: Option<Guide<'a>>,
+    tally: Denoised,
+    /// The end token at which a policy cut the canvas.
+    cut_at: Option<TokenId>,
 }
 
 /// The parts of a text that an [`Evidence`] needs, borrowed apart from its policies.
@@ -144,8 +158,9 @@ macro_rules! evidence {
             prediction: $prediction,
             seed: $text.request.seed,
             choice: $text.index as u32,
+            sampling: $text.request.sampling,
             vocabulary: $text.model.vocabulary,
-            guide: $text.model.draft,
+            guide: $text.guide.as_ref().map(|g| g as &dyn Backbone),
         }
     };
 }
@@ -201,7 +216,7 @@ impl Text<'_> {
             seed: self.request.seed,
             choice: self.index as u32,
             vocabulary: self.model.vocabulary,
-            guide: self.model.draft,
+            guide: self.guide.as_ref().map(|g| g as &dyn Backbone),
         };
         let start = match self.seams.at(Site::Init) {
             Some(policy) => policy.init(&context)?,
@@ -321,8 +336,15 @@ impl Text<'_> {
         match end {
             End::Done => return Ok(true),
             End::Truncate { len } => {
-                self.canvas.truncate(len)?;
-                self.sight.truncate(len)?;
+                let at = self.canvas.tokens().get(len).copied();
+                let ending =
+                    at.filter(|&t| !self.canvas.is_masked(len as Position) && vocabulary.is_end(t));
+                // Who goes on after an end token has it cut off by nobody.
+                if ending.is_none() || !self.request.ignore_end {
+                    self.canvas.truncate(len)?;
+                    self.sight.truncate(len)?;
+                    self.cut_at = ending.or(self.cut_at);
+                }
             }
             End::GoOn => {}
         }
@@ -335,6 +357,10 @@ impl Text<'_> {
     }
 
     fn tell(&mut self, commit: &Commit, listener: &mut Listener<'_>) {
+        let nats = nats(&commit.fills);
+        self.tally.rounds += 1;
+        self.tally.nats += nats;
+        self.tally.most_nats = self.tally.most_nats.max(nats);
         let positions: Vec<Position> = commit.fills.iter().map(|f| f.position).collect();
         let tokens: Vec<TokenId> = commit.fills.iter().map(|f| f.token).collect();
         listener.tell(Event::Denoised {
@@ -343,9 +369,9 @@ impl Text<'_> {
             positions: &positions,
             tokens: &tokens,
             remasked: &commit.remask,
-            nats: nats(&commit.fills),
             length: self.canvas.len(),
             masks: self.canvas.masks(),
+            nats,
         });
         // A step may compute nothing, or look ahead beyond its own pass.
         let passes = std::mem::take(&mut self.sight.fresh);
@@ -355,14 +381,25 @@ impl Text<'_> {
         }
         listener.tell(Event::Step { rows: last, committed: tokens.len() });
     }
+
+    /// Adds what the text took.
+    fn count(&mut self, stats: &mut Stats) {
+        self.sight.count(stats);
+        let (passes, rows) = self.guide.as_ref().map_or((0, 0), Guide::counts);
+        self.tally.guide_passes += passes;
+        self.tally.guide_rows += rows;
+        stats.denoised = Some(self.tally);
+    }
 }
 
-/// The text of a canvas: up to the first end token, without masks.
+/// The text of a canvas: up to the first end token, without masks. `cut_at` is the end token that a
+/// policy has cut off.
 pub(crate) fn finished(
     canvas: &Canvas,
     request: &Request,
     vocabulary: &dyn Vocabulary,
     index: usize,
+    cut_at: Option<TokenId>,
     listener: &mut Listener<'_>,
 ) -> Result<Completion> {
     let end = (!request.ignore_end).then(|| first_end(canvas, vocabulary)).flatten();
@@ -377,7 +414,7 @@ pub(crate) fn finished(
     decoder.finish(&mut piece);
     let mut reason = match end {
         Some(at) => FinishReason::End { token: canvas.tokens()[at] },
-        None => FinishReason::Length,
+        None => cut_at.map_or(FinishReason::Length, |token| FinishReason::End { token }),
     };
     if listener.stopped && canvas.masks() > 0 {
         reason = FinishReason::Cancelled;
@@ -393,7 +430,10 @@ pub(crate) fn finished(
 
 /// What the model did not know of what a step writes, in nats: `-sum ln p`.
 pub(crate) fn nats(fills: &[Fill]) -> f64 {
-    fills.iter().map(|f| -f64::from(f.probability).max(f64::MIN_POSITIVE).ln()).sum()
+    let sum: f64 =
+        fills.iter().map(|f| -f64::from(f.probability.max(f32::MIN_POSITIVE)).ln()).sum();
+    // A sum over certain tokens is not minus nothing.
+    sum.max(0.0)
 }
 
 /// The first end token of the answer.

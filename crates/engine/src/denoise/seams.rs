@@ -49,6 +49,15 @@ impl Seams {
         self.policies.iter().map(|(_, policy)| &**policy)
     }
 
+    /// What the policies have counted: method, name, value.
+    pub(super) fn counts(&self) -> Vec<(&'static str, &'static str, f64)> {
+        let named = |(entry, policy): &(&'static MethodEntry, Box<dyn Unmask>)| {
+            let counts = policy.counts().into_iter();
+            counts.map(|(name, value)| (entry.slug, name, value)).collect::<Vec<_>>()
+        };
+        self.policies.iter().flat_map(named).collect()
+    }
+
     /// Whether the policy of the quota decides the region too, and may go beyond it.
     pub(super) fn quota_takes_region(&self) -> bool {
         let both = |entry: &MethodEntry| {

@@ -58,7 +58,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
     read: resolve_as::<Ancestral>,
     build: |settings: &Settings| {
         let config = read_as::<Ancestral>("ancestral", settings)?;
-        Ok(Method::Unmask(Box::new(Reverse { config, done: 0 })))
+        Ok(Method::Unmask(Box::new(Reverse::new(config))))
     },
 };
 
@@ -68,6 +68,19 @@ pub struct Reverse {
     config: Ancestral,
     /// Grid times gone by.
     done: usize,
+}
+
+impl Reverse {
+    /// At time 1.
+    pub fn new(config: Ancestral) -> Self {
+        Self { config, done: 0 }
+    }
+
+    /// The grid time that was reached, for a canvas that had `length` masks.
+    pub fn time(&self, length: usize) -> f64 {
+        let steps = self.config.steps.unwrap_or(length).max(1);
+        1.0 - self.done.min(steps) as f64 / steps as f64
+    }
 }
 
 impl Unmask for Reverse {

@@ -1,61 +1,66 @@
 //! Title: Dimple: Discrete Diffusion Multimodal Large Language Model with Parallel Decoding
-//! Authors: Yu et al.
+//! Authors: Yu, Ma, Wang
 //! Year: 2025
 //! Id: arXiv:2505.16990
-//! Implemented: confident decoding. Every fill whose token has more than `gamma` of the untempered,
-//!   untruncated probability is written; if there is none, as many as the time grid says are due at its
-//!   next time at which at least one is: random ones, the leftmost or the surest. Structure priors are
-//!   the request's template; prefilling is the window `prompt-cache`.
-//! Left out: the vision encoder and the training; scores other than the probability for `gamma`.
+//! Implemented: confident decoding. Every fill with a probability above `gamma` (untempered, nothing
+//!   truncated) is written. If there is none, as many as the schedule is behind: the share of masks
+//!   that is left is compared with a grid of times, and the first time ahead by which at least one
+//!   mask is due says how many. These are random ones, the leftmost or the surest.
+//! Deviation: rows of a batch are texts of their own here, so a fallback is never shared among them.
+//! Left out: margin and entropy as the confidence (a score of its own, `ccd` or `confidence`); their
+//!   prefilling, which is a window here; structure priors are the template of a request.
 //! Tag: Dimple
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tessera_core::entry::{
-    Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Site,
+    Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
-use tessera_core::unmask::ranked;
 use tessera_core::{Evidence, Fill, Result, Unmask};
 
 use crate::retention::within;
-use crate::unmask::{DENOISER, between};
+use crate::unmask::{DENOISER, between, surest};
 
-/// Which masks are filled when none is sure enough.
+/// Which masks are filled where none is certain.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Order {
+pub enum Fallback {
+    /// Any, by chance.
+    Random,
+    /// From left to right.
+    Leftmost,
     /// The surest.
     #[default]
     Confidence,
-    /// The leftmost.
-    Leftmost,
-    /// Random ones.
-    Random,
 }
 
 /// Settings of confident decoding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dimple {
-    /// Probability above which a token is written at once. 0 to 1; at 1 nothing is, which leaves the
-    /// schedule. The paper: 0.95.
+    /// A fill with a larger probability is written. 0 (all at once) to 2; from 1 on only the schedule
+    /// writes. Their example: 0.95.
     pub gamma: f64,
-    /// Times of the grid. 1 to 1048576; as many as there are masks if left out.
+    /// Times of the schedule's grid. 1 to 1048576; as many as there are masks if left out.
     pub steps: Option<usize>,
-    /// Masks filled when none is sure enough: `confidence`, `leftmost` or `random`.
-    pub fallback: Order,
+    /// Last time of the grid. 0 to 0.5; theirs: 0.001.
+    pub eps: f64,
+    /// Which masks the schedule fills: `random`, `leftmost` or `confidence`.
+    pub fallback: Fallback,
 }
 
 impl Default for Dimple {
     fn default() -> Self {
-        Self { gamma: 0.95, steps: None, fallback: Order::Confidence }
+        Self { gamma: 0.95, steps: None, eps: 1e-3, fallback: Fallback::Confidence }
     }
 }
 
 impl MethodConfig for Dimple {
     fn validate(&self) -> std::result::Result<(), String> {
-        between("gamma", self.gamma, 0.0, 1.0)?;
+        between("gamma", self.gamma, 0.0, 2.0)?;
+        between("eps", self.eps, 0.0, 0.5)?;
         self.steps.map_or(Ok(()), |steps| within("steps", steps, 1..=1 << 20))
     }
 }
@@ -67,82 +72,82 @@ pub static ENTRY: MethodEntry = MethodEntry {
     name: "Confident decoding",
     paper: Some(Paper {
         title: "Dimple: Discrete Diffusion Multimodal Large Language Model with Parallel Decoding",
-        authors: "Yu et al.",
+        authors: "Yu, Ma, Wang",
         year: 2025,
         id: "arXiv:2505.16990",
     }),
-    summary: "Writes every token of which the model is sure, and otherwise what a time grid says is due.",
+    summary: "Fills every mask of which the model is nearly certain, and where none is, as many as a \
+              schedule asks for.",
     kind: Kind::Policy,
     places: &[Place { role: Role::Unmask, site: Site::Quota }],
     exactness: Exactness::Lossy { what: "tokens filled in one step do not know of one another" },
     needs: DENOISER,
     claims: &[Claim {
-        setting: "Dimple-7B, answers to images",
-        metric: "tokens a pass (length / 3 passes)",
-        value: 3.0,
-        unit: "tokens/step",
+        setting: "Dimple-7B, answers of its benchmarks",
+        metric: "passes for the length of the answer",
+        value: 0.33,
+        unit: "passes/token",
         place: "abstract",
     }],
     schema: schema_of::<Dimple>,
     defaults: defaults_of::<Dimple>,
-    // The grid's rounding fills two masks in the last step, so it has no setting of the plain run.
-    neutral: None,
+    neutral: Some(|| {
+        let eps = ("eps".to_owned(), json!(1e-6));
+        Settings::from_iter([("gamma".to_owned(), json!(2.0)), eps])
+    }),
     read: resolve_as::<Dimple>,
     build: |settings| {
         let config = read_as::<Dimple>("dimple", settings)?;
-        Ok(Method::Unmask(Box::new(Confident { config, time: 0 })))
+        Ok(Method::Unmask(Box::new(Certain { config, scheduled: 0 })))
     },
 };
 
-/// The last time of the grid.
-const LAST: f64 = 1e-3;
+/// Masks due in step `step` where `masks` of `length` are left, by a grid of `steps` times from 1 to
+/// `eps`: at the first time after the step at which at least one is due; all in the last step.
+pub fn due(step: usize, masks: usize, length: usize, steps: usize, eps: f64) -> usize {
+    if step + 1 >= steps {
+        return masks;
+    }
+    let left = masks as f64 / length.max(1) as f64;
+    let time = |j: usize| 1.0 - (1.0 - eps) * j as f64 / steps as f64;
+    let at = |j: usize| (masks as f64 * (1.0 - time(j) / left)).floor();
+    let ahead = (step + 1..=steps).map(at).find(|&due| due >= 1.0);
+    ahead.map_or(masks, |due| (due as usize).min(masks))
+}
 
 /// The policy.
 #[derive(Debug, Clone)]
-pub struct Confident {
+pub struct Certain {
     config: Dimple,
-    /// Index of the grid time of the last step.
-    time: usize,
+    /// Steps in which nothing was certain.
+    scheduled: usize,
 }
 
-/// How many of `left` masks, of `length` in the beginning, are due at the first time of a grid of
-/// `steps` from index `from` on at which at least one is; and that index.
-pub fn due(left: usize, length: usize, steps: usize, from: usize) -> (usize, usize) {
-    let r = left as f64 / length.max(1) as f64;
-    for index in from..steps {
-        let s = 1.0 - (1.0 - LAST) * index as f64 / steps as f64;
-        // A hair of slack: (1 - s / r) of n masks is a whole number in theory, and just below in rounding.
-        let count = if s < r { (left as f64 * (1.0 - s / r) + 1e-9).floor() as usize } else { 0 };
-        if count >= 1 {
-            return (count, index);
-        }
-    }
-    (left, steps)
-}
-
-impl Unmask for Confident {
+impl Unmask for Certain {
     fn quota(&mut self, evidence: &Evidence<'_>, fills: &[Fill]) -> Result<Option<Vec<usize>>> {
-        let mut order = ranked(fills);
-        order.retain(|&i| evidence.is_open(fills[i].position));
-        let sure = |&i: &usize| f64::from(fills[i].probability) > self.config.gamma;
-        let confident: Vec<usize> = order.iter().copied().filter(sure).collect();
-        if !confident.is_empty() {
-            self.time += 1;
-            return Ok(Some(confident));
+        let mut order = surest(evidence, fills);
+        let certain = |&i: &usize| f64::from(fills[i].probability) > self.config.gamma;
+        if order.iter().any(certain) {
+            order.retain(certain);
+            return Ok(Some(order));
         }
-        let steps = self.config.steps.unwrap_or(evidence.length);
-        let (count, time) = due(evidence.canvas.masks(), evidence.length, steps, self.time + 1);
-        self.time = time;
+        self.scheduled += 1;
         match self.config.fallback {
-            Order::Confidence => {}
-            Order::Leftmost => order.sort_by_key(|&i| fills[i].position),
-            Order::Random => order.sort_by(|&a, &b| {
-                let u = |i: usize| evidence.key(fills[i].position, 2).uniform(0);
-                u(a).total_cmp(&u(b))
-            }),
+            Fallback::Confidence => {}
+            Fallback::Leftmost => order.sort_by_key(|&i| fills[i].position),
+            Fallback::Random => {
+                let place = |i: usize| evidence.key(fills[i].position, 0).uniform(0);
+                order.sort_by(|&a, &b| place(a).total_cmp(&place(b)));
+            }
         }
-        order.truncate(count);
+        let steps = self.config.steps.unwrap_or(evidence.length).max(1);
+        let (step, masks) = (evidence.step as usize, evidence.canvas.masks());
+        order.truncate(due(step, masks, evidence.length, steps, self.config.eps));
         Ok(Some(order))
+    }
+
+    fn counts(&self) -> Vec<(&'static str, f64)> {
+        vec![("steps of the schedule", self.scheduled as f64)]
     }
 }
 
@@ -152,26 +157,45 @@ mod tests {
     use crate::scene::Scene;
 
     #[test]
-    fn the_grid_waits_until_one_mask_is_due() {
-        // Eight masks, eight times; three are filled, so r = .625: at .5005 nothing is due, at .3756 one.
-        assert_eq!(due(5, 8, 8, 4), (1, 5));
-        // The end of the grid takes all that are left.
-        assert_eq!(due(3, 8, 8, 8), (3, 8));
+    fn the_worked_example_of_the_schedule() {
+        // Grid 1, .8751, .7503, .6254, .5005, .3756, ...; 5 of 8 masks are left, so by .5005 floor(.996)
+        // = 0 are due, and by .3756 floor(1.995) = 1.
+        assert_eq!(due(3, 5, 8, 8, 1e-3), 1);
+        // The grid does not follow the step: after one step with 5 masks left the same time is found.
+        assert_eq!(due(1, 5, 8, 8, 1e-3), 1);
+        // A short grid asks for more, and its last time for everything.
+        assert_eq!((due(0, 8, 8, 2, 1e-3), due(1, 5, 8, 2, 1e-3)), (3, 5));
+        assert_eq!((due(7, 1, 8, 8, 1e-3), due(99, 3, 8, 8, 1e-3)), (1, 3));
+        // One mask a step, to the end, whatever rounding does.
+        for length in [1, 2, 7, 64, 999] {
+            for step in 0..length {
+                assert_eq!(due(step, length - step, length, length, 1e-3), 1, "{step} of {length}");
+            }
+        }
     }
 
     #[test]
-    fn sure_tokens_are_written_together_and_a_grid_of_one_a_mask_is_due_one() {
-        let scene = Scene::new(&[&[0.96, 0.04], &[0.6, 0.4], &[0.97, 0.03], &[0.2, 0.8]]);
-        let mut policy = Confident { config: Dimple::default(), time: 0 };
-        let chosen = policy.quota(&scene.evidence(), &scene.fills()).unwrap().unwrap();
-        assert_eq!(chosen, [2, 0]);
-        let config = Dimple { gamma: 1.0, fallback: Order::Leftmost, ..Dimple::default() };
-        let mut policy = Confident { config, time: 0 };
-        let chosen = policy.quota(&scene.evidence(), &scene.fills()).unwrap().unwrap();
-        assert_eq!(chosen, [0]);
-        let config = Dimple { gamma: 1.0, steps: Some(2), ..Dimple::default() };
-        let mut policy = Confident { config, time: 0 };
-        let chosen = policy.quota(&scene.evidence(), &scene.fills()).unwrap().unwrap();
-        assert_eq!(chosen, [2]);
+    fn what_is_certain_comes_first_and_the_fallback_orders_the_rest() {
+        let mut scene = Scene::new(&[&[0.5, 0.5], &[0.97, 0.03], &[0.7, 0.3], &[0.04, 0.96]]);
+        let made = |scene: &Scene, gamma, steps, fallback| {
+            let config = Dimple { gamma, steps, fallback, ..Dimple::default() };
+            let mut policy = Certain { config, scheduled: 0 };
+            let chosen = policy.quota(&scene.evidence(), &scene.fills()).unwrap().unwrap();
+            (chosen, policy.scheduled)
+        };
+        assert_eq!(made(&scene, 0.95, None, Fallback::Leftmost), (vec![1, 3], 0));
+        assert_eq!(made(&scene, 0.99, Some(2), Fallback::Confidence), (vec![1], 1));
+        assert_eq!(made(&scene, 0.99, Some(1), Fallback::Leftmost), (vec![0, 1, 2, 3], 1));
+        assert_eq!(made(&scene, 0.0, None, Fallback::Leftmost).0.len(), 4);
+        scene.region = 3..5;
+        assert_eq!(made(&scene, 0.99, None, Fallback::Leftmost), (vec![2], 1));
+        scene.region = 1..5;
+        let mut counts = [0u64; 4];
+        for seed in 0..4000 {
+            scene.seed = seed;
+            counts[made(&scene, 2.0, None, Fallback::Random).0[0]] += 1;
+        }
+        use tessera_core::dist::chi::{ERROR_LEVEL, uniformity};
+        assert!(uniformity(&counts) > ERROR_LEVEL, "{counts:?}");
     }
 }

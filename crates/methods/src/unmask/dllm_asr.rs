@@ -1,14 +1,14 @@
 //! Title: dLLM-ASR: A Faster Diffusion LLM-based Framework for Speech Recognition
-//! Authors: Tian et al.
+//! Authors: Tian, Mu, Ma et al.
 //! Year: 2026
 //! Id: arXiv:2601.17902
-//! Implemented: the decoding. Prior-guided start: a rough transcript fixes the length (with a margin) and,
-//!   as far as it is trusted, stands on the canvas. Token exit: everything with a probability of at least
-//!   `tau` is written, and always the surest. Length-adaptive pruning: the canvas is cut at the leftmost
-//!   written end token after the first step, or after every one.
-//! Deviation: how a rough transcript is used is not in the released code; here tokens are kept whose
-//!   own probability (by the causal model, if it wrote them) is at least `trust`.
-//! Left out: the speech encoder, the adapter and its training.
+//! Implemented: the three decisions of its decoder, for any model that fills masks. A start from a rough
+//!   answer, of which the length, the tokens, or the tokens that a causal model is sure of are taken;
+//!   a threshold, and always the surest mask; and pruning: behind the leftmost written end token the
+//!   canvas is cut, end token included, after the first step or after every one.
+//! Deviation: the released script starts from masks, as `prior=none` does; what is done with a rough
+//!   answer is a reconstruction from the abstract. Nothing is cut off that was given by a template.
+//! Left out: speech, its encoder and projector; blocks are `blocks`.
 //! Tag: dLLM-ASR
 
 use schemars::JsonSchema;
@@ -18,14 +18,15 @@ use tessera_core::entry::{
     Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
-use tessera_core::unmask::{End, InitContext, Start, ranked};
-use tessera_core::{Canvas, Evidence, Fill, Origin, Position, Result, Unmask, Vocabulary};
+use tessera_core::{
+    Canvas, End, Evidence, Fill, InitContext, Origin, Result, Start, Unmask, Vocabulary,
+};
 
 use crate::retention::within;
-use crate::unmask::context_aware_init::rough;
-use crate::unmask::{DENOISER, between};
+use crate::rough;
+use crate::unmask::{DENOISER, between, surest};
 
-/// When the canvas is cut.
+/// When the canvas is cut at an end token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Prune {
@@ -38,75 +39,77 @@ pub enum Prune {
     Every,
 }
 
-/// What is taken of a rough transcript.
+/// What is taken from a rough answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Prior {
     /// Nothing.
+    #[default]
     None,
     /// Its length.
-    #[default]
     Length,
-    /// All its tokens.
+    /// Its length and its tokens.
     Tokens,
-    /// The tokens that are trusted; masks for the others.
+    /// Its length and the tokens of which a causal model is sure.
     Confident,
 }
 
-/// Settings of the decoding.
+/// Settings of dLLM-ASR's decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DllmAsr {
-    /// Least probability of a token that is written at once. 0 to 2; above 1 one token is written a step.
-    /// The paper: 0.9.
+    /// Least confidence of a fill. 0 (everything at once) to 2; above 1 only the surest is filled.
+    /// Theirs: 0.9.
     pub tau: f64,
-    /// When the canvas is cut at an end token: `off`, `first` or `every`. The paper: first.
+    /// When the canvas is cut at an end token: `off`, `first` or `every`.
     pub prune: Prune,
-    /// What is taken of the rough transcript: `none`, `length`, `tokens` or `confident`.
+    /// What is taken from a rough answer: `none`, `length`, `tokens` or `confident`.
     pub prior: Prior,
-    /// Least probability of a trusted token. 0 to 1.
-    pub trust: f64,
-    /// Masks beyond the rough transcript's length. 0 to 4096.
+    /// Masks behind the rough answer's length. 0 to 1048576.
     pub margin: usize,
+    /// Least probability of a token that `confident` takes, by the causal model. 0 to 1.
+    pub sure: f64,
 }
 
 impl Default for DllmAsr {
     fn default() -> Self {
-        Self { tau: 0.9, prune: Prune::First, prior: Prior::Length, trust: 0.9, margin: 4 }
+        Self { tau: 0.9, prune: Prune::First, prior: Prior::None, margin: 4, sure: 0.9 }
     }
 }
 
 impl MethodConfig for DllmAsr {
     fn validate(&self) -> std::result::Result<(), String> {
         between("tau", self.tau, 0.0, 2.0)?;
-        between("trust", self.trust, 0.0, 1.0)?;
-        within("margin", self.margin, 0..=4096)
+        within("margin", self.margin, 0..=1 << 20)?;
+        between("sure", self.sure, 0.0, 1.0)
     }
 }
 
+const SLUG: &str = "dllm-asr";
+
 /// The registry's line.
 pub static ENTRY: MethodEntry = MethodEntry {
-    slug: "dllm-asr",
-    aliases: &["dllmasr"],
+    slug: SLUG,
+    aliases: &["length-adaptive-pruning"],
     name: "dLLM-ASR decoding",
     paper: Some(Paper {
         title: "dLLM-ASR: A Faster Diffusion LLM-based Framework for Speech Recognition",
-        authors: "Tian et al.",
+        authors: "Tian, Mu, Ma et al.",
         year: 2026,
         id: "arXiv:2601.17902",
     }),
-    summary: "Starts from a rough transcript, cuts the canvas to its length, lets sure tokens leave early.",
+    summary: "Starts from a rough answer, fills what is sure, and cuts the canvas at its end token.",
     kind: Kind::Policy,
     places: &[
         Place { role: Role::Unmask, site: Site::Init },
         Place { role: Role::Unmask, site: Site::Quota },
         Place { role: Role::Unmask, site: Site::End },
     ],
-    exactness: Exactness::Lossy { what: "tokens of one step, and all behind the cut" },
+    exactness: Exactness::Lossy { what: "tokens filled in one step do not know of one another" },
     needs: DENOISER,
     claims: &[Claim {
-        setting: "LLaDA-8B with a speech encoder, over autoregressive decoding, GPU",
-        metric: "speed",
+        setting: "speech recognition, LLaDA-8B with adapters, against an autoregressive decoder",
+        metric: "speed-up",
         value: 4.44,
         unit: "x",
         place: "abstract",
@@ -114,13 +117,13 @@ pub static ENTRY: MethodEntry = MethodEntry {
     schema: schema_of::<DllmAsr>,
     defaults: defaults_of::<DllmAsr>,
     neutral: Some(|| {
-        let settings = [("tau", json!(2.0)), ("prune", json!("off")), ("prior", json!("none"))];
-        settings.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Settings>()
+        let off = ("prune".to_owned(), json!("off"));
+        Settings::from_iter([("tau".to_owned(), json!(2.0)), off])
     }),
     read: resolve_as::<DllmAsr>,
     build: |settings| {
-        let config = read_as::<DllmAsr>("dllm-asr", settings)?;
-        Ok(Method::Unmask(Box::new(Transcriber { config })))
+        let config = read_as::<DllmAsr>(SLUG, settings)?;
+        Ok(Method::Unmask(Box::new(Transcriber { config, kept: 0, cut: 0 })))
     },
 };
 
@@ -128,71 +131,67 @@ pub static ENTRY: MethodEntry = MethodEntry {
 #[derive(Debug, Clone)]
 pub struct Transcriber {
     config: DllmAsr,
+    kept: usize,
+    cut: usize,
 }
 
 impl Unmask for Transcriber {
     fn init(&mut self, context: &InitContext<'_>) -> Result<Start> {
-        let mut start = Start::default();
         if self.config.prior == Prior::None {
-            return Ok(start);
+            return Ok(Start::default());
         }
-        let rough = rough(context)?;
-        if rough.is_empty() {
-            return Ok(start);
-        }
-        let ends = |&(token, _): &(u32, f64)| context.vocabulary.is_end(token);
-        let text = &rough[..rough.iter().position(ends).unwrap_or(rough.len())];
-        // What a template says behind the transcript must stay on the canvas.
+        let mut answer = rough::answer(context, SLUG)?;
+        // The canvas ends where the answer does: an end token has no place on it.
+        let end = answer.iter().position(|&t| context.vocabulary.is_end(t));
+        answer.truncate(end.unwrap_or(answer.len()));
         let canvas = context.canvas;
-        let last = canvas.origins().iter().rposition(|o| *o == Origin::Given);
-        let least = last.map_or(0, |at| (at + 1).saturating_sub(canvas.prompt()));
-        let room = canvas.len() - canvas.prompt();
-        start.length = Some((text.len() + self.config.margin).clamp(1, room).max(least));
-        let first = canvas.prompt() as Position;
-        let kept = |p: f64| match self.config.prior {
-            Prior::Tokens => true,
-            Prior::Confident => p >= self.config.trust,
-            Prior::None | Prior::Length => false,
+        let given =
+            (canvas.prompt()..canvas.len()).rfind(|&p| canvas.origins()[p] == Origin::Given);
+        let given = given.map_or(0, |p| p + 1 - canvas.prompt());
+        let length = (answer.len() + self.config.margin).max(given).max(1);
+        let length = length.min(canvas.len() - canvas.prompt());
+        let mut prior = match self.config.prior {
+            Prior::Tokens | Prior::Confident => rough::placed(context, &answer),
+            _ => Vec::new(),
         };
-        start.prior = (first..)
-            .zip(text)
-            .filter(|(p, (token, probability))| {
-                canvas.is_masked(*p) && kept(*probability) && *token != canvas.mask()
-            })
-            .map(|(p, &(token, _))| (p, token))
-            .collect();
-        Ok(start)
+        if self.config.prior == Prior::Confident {
+            let sure = rough::certainty(context, &answer, SLUG)?;
+            let start = canvas.prompt();
+            prior.retain(|&(p, _)| sure[p as usize - start] >= self.config.sure);
+        }
+        self.kept = prior.len();
+        Ok(Start { prior, length: Some(length), ..Start::default() })
     }
 
     fn quota(&mut self, evidence: &Evidence<'_>, fills: &[Fill]) -> Result<Option<Vec<usize>>> {
-        let mut order = ranked(fills);
-        order.retain(|&i| evidence.is_open(fills[i].position));
-        let sure =
-            order.iter().take_while(|&&i| f64::from(fills[i].probability) >= self.config.tau);
-        let count = sure.count().max(1);
-        order.truncate(count);
+        let mut order = surest(evidence, fills);
+        let sure = order.iter().take_while(|&&i| fills[i].score >= self.config.tau).count();
+        order.truncate(sure.max(1));
         Ok(Some(order))
     }
 
     fn end(&mut self, canvas: &Canvas, step: u32, vocabulary: &dyn Vocabulary) -> End {
-        let due = match self.config.prune {
+        let asked = match self.config.prune {
             Prune::Off => false,
             Prune::First => step == 0,
             Prune::Every => true,
         };
-        if !due {
+        let written = |at: &usize| {
+            let origin = canvas.origins()[*at];
+            matches!(origin, Origin::Committed { .. }) && vocabulary.is_end(canvas.tokens()[*at])
+        };
+        let Some(len) = (canvas.prompt()..canvas.len()).find(written).filter(|_| asked) else {
+            return End::GoOn;
+        };
+        if canvas.origins()[len..].contains(&Origin::Given) {
             return End::GoOn;
         }
-        let written = canvas.origins().iter().zip(canvas.tokens()).zip(0..);
-        let end = written
-            .filter(|((origin, _), _)| matches!(origin, Origin::Committed { .. }))
-            .find(|((_, token), _)| vocabulary.is_end(**token));
-        // A template's tokens behind it stay, and so does what lies between.
-        let last = canvas.origins().iter().rposition(|o| *o == Origin::Given).unwrap_or(0);
-        match end {
-            Some((_, at)) if at > last => End::Truncate { len: at },
-            _ => End::GoOn,
-        }
+        self.cut += canvas.len() - len;
+        End::Truncate { len }
+    }
+
+    fn counts(&self) -> Vec<(&'static str, f64)> {
+        vec![("tokens kept", self.kept as f64), ("positions cut off", self.cut as f64)]
     }
 }
 
@@ -201,64 +200,75 @@ mod tests {
     use super::*;
     use crate::scene::{Letters, Scene};
 
-    fn policy(config: DllmAsr) -> Transcriber {
-        Transcriber { config }
-    }
-
-    /// `_` of eight slots is unsure; the seventh and eighth are the end token, 7.
-    #[test]
-    fn the_canvas_is_cut_at_the_leftmost_written_end() {
-        let row = |token: usize, p: f32| {
+    /// The canvas of the worked example after its first step, and the positions filled: h i _ b o b END
+    /// END with these confidences.
+    fn first_step(seventh: f32) -> (Canvas, Vec<u32>, End) {
+        let law = |(token, p): &(usize, f32)| {
             let mut law = [(1.0 - p) / 7.0; 8];
-            law[token] = p;
+            law[*token] = *p;
             law
         };
-        for (end, cut, left) in [(0.96, 7, 1), (0.85, 8, 2)] {
-            let rows = [
-                row(1, 0.99),
-                row(2, 0.95),
-                row(3, 0.6),
-                row(4, 0.97),
-                row(5, 0.92),
-                row(4, 0.98),
-                row(7, end),
-                row(7, 0.99),
-            ];
-            let laws: Vec<&[f32]> = rows.iter().map(|r| &r[..]).collect();
-            let mut scene = Scene::new(&laws);
-            let mut policy = policy(DllmAsr { prior: Prior::None, ..DllmAsr::default() });
-            let fills = scene.fills();
-            let chosen = policy.quota(&scene.evidence(), &fills).unwrap().unwrap();
-            assert_eq!(chosen.len(), if end > 0.9 { 7 } else { 6 });
-            for i in chosen {
-                scene.canvas.fill(fills[i].position, fills[i].token, 0).unwrap();
-            }
-            assert_eq!(policy.end(&scene.canvas, 0, &Letters), End::Truncate { len: cut });
-            assert_eq!(policy.end(&scene.canvas, 1, &Letters), End::GoOn);
-            scene.canvas.truncate(cut).unwrap();
-            assert_eq!(scene.canvas.masks(), left);
+        let sure = [(0, 0.99), (1, 0.95), (2, 0.6), (3, 0.97), (4, 0.92), (3, 0.98)];
+        let laws: Vec<[f32; 8]> = sure.iter().chain(&[(7, seventh), (7, 0.99)]).map(law).collect();
+        let slices: Vec<&[f32]> = laws.iter().map(|l| &l[..]).collect();
+        let mut scene = Scene::new(&slices);
+        let mut policy = Transcriber { config: DllmAsr::default(), kept: 0, cut: 0 };
+        let fills = scene.fills();
+        let mut chosen = policy.quota(&scene.evidence(), &fills).unwrap().unwrap();
+        chosen.sort_unstable();
+        for &i in &chosen {
+            scene.canvas.fill(fills[i].position, fills[i].token, 0).unwrap();
         }
+        let end = policy.end(&scene.canvas, 0, &Letters);
+        // Later steps do not cut, unless every one does.
+        assert_eq!(policy.end(&scene.canvas, 1, &Letters), End::GoOn);
+        policy.config.prune = Prune::Every;
+        assert_eq!(policy.end(&scene.canvas, 1, &Letters), end);
+        policy.config.prune = Prune::Off;
+        assert_eq!(policy.end(&scene.canvas, 0, &Letters), End::GoOn);
+        (scene.canvas, chosen.iter().map(|&i| fills[i].position).collect(), end)
     }
 
     #[test]
-    fn a_rough_transcript_gives_length_or_tokens() {
-        let canvas = Canvas::new(&[0], 20, 99);
-        let start = |prior, given: &[u32]| {
+    fn the_worked_example() {
+        // Slot 1 is position 1, behind a prompt of one token.
+        let (mut canvas, filled, end) = first_step(0.96);
+        assert_eq!(filled, [1, 2, 4, 5, 6, 7, 8]);
+        assert_eq!(end, End::Truncate { len: 7 });
+        canvas.truncate(7).unwrap();
+        assert_eq!((canvas.len() - canvas.prompt(), canvas.masks()), (6, 1));
+        // An end token that is not sure enough stays a mask; the cut is at the next one.
+        let (canvas, filled, end) = first_step(0.85);
+        assert_eq!((filled.len(), end), (6, End::Truncate { len: 8 }));
+        assert!(canvas.is_masked(7));
+    }
+
+    #[test]
+    fn a_rough_answer_gives_its_length_and_its_tokens_but_not_its_end() {
+        let start = |prior, margin, given: Option<u32>| {
+            let mut canvas = Canvas::new(&[0], 9, 99);
+            given.into_iter().for_each(|p| canvas.give(p, 5).unwrap());
+            let tokens = [1, 2, 7, 3];
             let context = InitContext {
                 canvas: &canvas,
-                prior: given,
+                prior: &tokens,
                 seed: 0,
                 choice: 0,
                 vocabulary: &Letters,
                 guide: None,
             };
-            policy(DllmAsr { prior, ..DllmAsr::default() }).init(&context).unwrap()
+            let config = DllmAsr { prior, margin, ..DllmAsr::default() };
+            Transcriber { config, kept: 0, cut: 0 }.init(&context)
         };
-        let length = start(Prior::Length, &[1, 2, 3, 7, 7]);
-        assert_eq!((length.length, length.prior.len()), (Some(7), 0));
-        let tokens = start(Prior::Tokens, &[1, 2, 3, 7, 7]);
-        assert_eq!(tokens.prior, [(1, 1), (2, 2), (3, 3)]);
-        assert_eq!(start(Prior::None, &[1]), Start::default());
-        assert_eq!(start(Prior::Tokens, &[]), Start::default());
+        assert_eq!(start(Prior::None, 0, None).unwrap(), Start::default());
+        let length = Start { length: Some(5), ..Start::default() };
+        assert_eq!(start(Prior::Length, 3, None).unwrap(), length);
+        let tokens = Start { prior: vec![(1, 1), (2, 2)], length: Some(2), ..Start::default() };
+        assert_eq!(start(Prior::Tokens, 0, None).unwrap(), tokens);
+        // What a template gives stays on the canvas; a margin beyond it is cut.
+        assert_eq!(start(Prior::Length, 0, Some(6)).unwrap().length, Some(6));
+        assert_eq!(start(Prior::Length, 99, None).unwrap().length, Some(9));
+        let error = start(Prior::Confident, 0, None).unwrap_err().to_string();
+        assert!(error.starts_with("method `dllm-asr`: needs a model that says"), "{error}");
     }
 }

@@ -2,18 +2,23 @@
 //! Authors: Fu et al.
 //! Year: 2025
 //! Id: arXiv:2511.21103
-//! Implemented: explore-then-exploit in the paper's terms. Every fill that is sure enough is written, in
-//!   later blocks too (exploitation); where fewer than `least` are, uncertain masks of the current block
-//!   are written on purpose (exploration), chosen by confidence, entropy, entropy above a floor, or by
-//!   what they would make sure: hypothetical fills looked at in one pass.
-//! Deviation: the paper's score and thresholds were not available to us; the scores and defaults here are
-//!   ours ("ETE-style"). End tokens wait until all before them is written, or they close the text early.
-//! Left out: the authors' cache.
+//! Implemented: exploit, every mask of the current block and of the blocks ahead whose fill passes a
+//!   threshold is filled; explore, where fewer than `enough` pass, up to `count` masks of the current
+//!   block are filled although they do not. Four ways to choose these: the surest (which is the usual
+//!   fallback), the largest entropy, the largest entropy of those that are not hopeless, and the one
+//!   after which the model is surest of the others, which is looked up. The bound `rounds >= nats /
+//!   most nats of a round` is in the statistics of every run that fills masks.
+//! Deviation: the paper's own score, thresholds and look-ahead were not to be had; these are a
+//!   reconstruction from its abstract. An end token is filled only where no mask is left of it
+//!   (`end_guard`): the tail of a canvas is what a model is surest of.
+//! Left out: nothing that is known of the method; its caches are windows here.
 //! Tag: ETE
+
+use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use serde_json::json;
 use tessera_core::entry::{
     Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
@@ -22,20 +27,25 @@ use tessera_core::{Canvas, Commit, Evidence, Fill, Look, Prediction, Result, Unm
 
 use crate::retention::within;
 use crate::unmask::blocks::current;
-use crate::unmask::{DENOISER, between};
+use crate::unmask::{DENOISER, between, surest};
 
-/// Which uncertain mask is written.
+/// Which uncertain masks are filled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Explore {
-    /// The one with the highest confidence: what other decoders fall back to.
+    /// The surest below the threshold (e1): what threshold decoding does.
+    #[serde(alias = "e1")]
     Confidence,
-    /// The one with the highest entropy.
+    /// The largest entropy (e2).
+    #[serde(alias = "e2")]
     Entropy,
-    /// The one with the highest entropy among those whose best token has a probability above `floor`.
+    /// The largest entropy of those whose fill has a probability of at least `floor` (e3).
     #[default]
-    Floor,
-    /// The one after which most masks are sure; ties by the lowest entropy left. Looks at `tried` canvases.
+    #[serde(alias = "e3")]
+    Plausible,
+    /// The one after which most masks pass the threshold, then the one that leaves the least entropy
+    /// (e4): one pass over as many canvases as there are candidates.
+    #[serde(alias = "e4")]
     Gain,
 }
 
@@ -43,24 +53,27 @@ pub enum Explore {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Ete {
-    /// Least confidence of a fill that is written at once. 0 to 2; above 1 one mask is written a step.
+    /// Least confidence of an exploited fill. 0 to 2; above 1 nothing is exploited.
     pub tau: f64,
     /// Positions of a block. 1 to 1048576.
     pub block: usize,
-    /// Later blocks in which sure fills are written too. 0 to 1048576.
-    pub ahead: usize,
-    /// Fewer sure fills than this lead to exploration. 1 to 1024.
-    pub least: usize,
-    /// Masks written on purpose. 1 to 64.
-    pub explored: usize,
-    /// Which: `confidence`, `entropy`, `floor` or `gain`.
+    /// Blocks ahead of the current one that are exploited too. 0 to 1048576; all if left out.
+    pub ahead: Option<usize>,
+    /// Exploited fills that are enough, so that nothing is explored. 1 (explores only where nothing
+    /// passes) to 1048576.
+    pub enough: usize,
+    /// Masks explored at once, at most. 1 to 1024.
+    pub count: usize,
+    /// Least distance between two masks explored at once. 1 to 1024 positions.
+    pub spacing: usize,
+    /// Which masks are explored: `confidence` (e1), `entropy` (e2), `plausible` (e3) or `gain` (e4).
     pub explore: Explore,
-    /// Least probability of the best token under `floor`. 0 to 1.
+    /// Least probability of the fill under `plausible` and `gain`, if any fill has it. 0 to 1.
     pub floor: f64,
-    /// Canvases looked at under `gain`. 1 to 64.
-    pub tried: usize,
-    /// Least distance between masks that are explored together. 1 to 1024.
-    pub apart: usize,
+    /// Candidates that `gain` looks at, those of the largest entropy. 1 to 64.
+    pub candidates: usize,
+    /// Whether an end token waits until no mask is left of it.
+    pub end_guard: bool,
 }
 
 impl Default for Ete {
@@ -68,13 +81,14 @@ impl Default for Ete {
         Self {
             tau: 0.9,
             block: 32,
-            ahead: 1 << 20,
-            least: 1,
-            explored: 1,
-            explore: Explore::Floor,
+            ahead: None,
+            enough: 1,
+            count: 1,
+            spacing: 2,
+            explore: Explore::Plausible,
             floor: 0.3,
-            tried: 4,
-            apart: 4,
+            candidates: 4,
+            end_guard: true,
         }
     }
 }
@@ -82,13 +96,13 @@ impl Default for Ete {
 impl MethodConfig for Ete {
     fn validate(&self) -> std::result::Result<(), String> {
         between("tau", self.tau, 0.0, 2.0)?;
-        within("block", self.block, 1..=1 << 20)?;
-        within("ahead", self.ahead, 0..=1 << 20)?;
-        within("least", self.least, 1..=1024)?;
-        within("explored", self.explored, 1..=64)?;
         between("floor", self.floor, 0.0, 1.0)?;
-        within("tried", self.tried, 1..=64)?;
-        within("apart", self.apart, 1..=1024)
+        within("block", self.block, 1..=1 << 20)?;
+        within("ahead", self.ahead.unwrap_or(0), 0..=1 << 20)?;
+        within("enough", self.enough, 1..=1 << 20)?;
+        within("count", self.count, 1..=1024)?;
+        within("spacing", self.spacing, 1..=1024)?;
+        within("candidates", self.candidates, 1..=64)
     }
 }
 
@@ -103,25 +117,32 @@ pub static ENTRY: MethodEntry = MethodEntry {
         year: 2025,
         id: "arXiv:2511.21103",
     }),
-    summary: "Writes uncertain tokens on purpose, so that many others become certain.",
+    summary: "Fills all that is certain in any block and, where little is, an uncertain mask that \
+              makes others certain.",
     kind: Kind::Policy,
     places: &[
         Place { role: Role::Unmask, site: Site::Region },
         Place { role: Role::Unmask, site: Site::Quota },
         Place { role: Role::Unmask, site: Site::Commit },
     ],
-    exactness: Exactness::Lossy {
-        what: "the order, and tokens of one step do not know of one another",
-    },
+    exactness: Exactness::Lossy { what: "tokens filled in one step do not know of one another" },
     needs: Needs { looks: true, ..DENOISER },
+    // The abstract has no numbers.
     claims: &[],
     schema: schema_of::<Ete>,
     defaults: defaults_of::<Ete>,
-    neutral: None,
+    neutral: Some(|| {
+        Settings::from_iter([
+            ("tau".to_owned(), json!(2.0)),
+            ("block".to_owned(), json!(1 << 20)),
+            ("explore".to_owned(), json!("confidence")),
+            ("end_guard".to_owned(), json!(false)),
+        ])
+    }),
     read: resolve_as::<Ete>,
-    build: |settings: &Settings| {
+    build: |settings| {
         let config = read_as::<Ete>("ete", settings)?;
-        Ok(Method::Unmask(Box::new(Explorer { config, tried: Vec::new() })))
+        Ok(Method::Unmask(Box::new(Explorer { config, exploited: 0, explored: 0, looks: 0 })))
     },
 };
 
@@ -129,139 +150,198 @@ pub static ENTRY: MethodEntry = MethodEntry {
 #[derive(Debug, Clone)]
 pub struct Explorer {
     config: Ete,
-    /// Fills that are tried in this step, by index.
-    tried: Vec<usize>,
+    exploited: usize,
+    explored: usize,
+    looks: usize,
+}
+
+/// What a step does: fills that pass, and uncertain ones in the order in which they are wanted.
+struct Choice {
+    exploited: Vec<usize>,
+    uncertain: Vec<usize>,
 }
 
 impl Explorer {
-    /// The fills that are sure enough, in the current block and those ahead.
-    fn sure(&self, evidence: &Evidence<'_>, fills: &[Fill]) -> Vec<usize> {
-        let reach = self.config.ahead.saturating_mul(self.config.block);
-        let end = evidence.region.end.saturating_add(reach);
-        let near = |f: &Fill| (f.position as usize) < end;
-        let enough = |&i: &usize| near(&fills[i]) && fills[i].score >= self.config.tau;
-        let sure: Vec<usize> = (0..fills.len()).filter(enough).collect();
-        // An end closes the text: it waits until every mask before it is written in this step too.
-        let settled = |&i: &usize| {
-            let fill = fills[i];
-            !evidence.vocabulary.is_end(fill.token)
-                || evidence
-                    .canvas
-                    .masked()
-                    .take_while(|&p| p < fill.position)
-                    .all(|p| sure.iter().any(|&s| fills[s].position == p))
+    /// Whether a step goes beyond what is certain.
+    fn explores(&self, choice: &Choice) -> bool {
+        choice.exploited.len() < self.config.enough && !choice.uncertain.is_empty()
+    }
+
+    fn choose(&self, evidence: &Evidence<'_>, fills: &[Fill]) -> Choice {
+        let config = &self.config;
+        let order = surest(evidence, fills);
+        let mut passing: Vec<usize> =
+            order.iter().copied().filter(|&i| fills[i].score >= config.tau).collect();
+        if config.end_guard {
+            passing = guarded(evidence, fills, &passing);
+        }
+        let block = current(evidence.canvas, config.block).unwrap_or(evidence.region.clone());
+        let leftmost = evidence.canvas.masked().next();
+        let may_end = |fill: &Fill| {
+            let ends = config.end_guard && evidence.vocabulary.is_end(fill.token);
+            !ends || Some(fill.position) == leftmost
         };
-        sure.iter().copied().filter(settled).collect()
-    }
-
-    /// Uncertain masks of the current block, the one to explore first at the beginning.
-    fn uncertain(&self, evidence: &Evidence<'_>, fills: &[Fill], sure: &[usize]) -> Vec<usize> {
-        let mut open: Vec<(f64, usize)> = (0..fills.len())
-            .filter(|i| evidence.is_open(fills[*i].position) && !sure.contains(i))
-            .map(|i| {
-                let found = evidence.prediction.find(fills[i].position);
-                let entropy = found.map_or(0.0, |at| evidence.prediction.entropy(at));
-                let likely = f64::from(fills[i].probability) >= self.config.floor;
-                let ends = evidence.vocabulary.is_end(fills[i].token);
-                let value = match self.config.explore {
-                    Explore::Confidence => fills[i].score,
-                    Explore::Entropy | Explore::Gain => entropy,
-                    Explore::Floor if likely => entropy,
-                    // Below the floor the likeliest comes first, behind all others.
-                    Explore::Floor => fills[i].score - 1e3,
-                };
-                // An end is the last thing to be explored.
-                (if ends { value - 1e6 } else { value }, i)
-            })
-            .collect();
-        open.sort_by(|a, b| {
-            b.0.total_cmp(&a.0).then(fills[a.1].position.cmp(&fills[b.1].position))
+        let uncertain = order.iter().copied().filter(|i| {
+            let fill = &fills[*i];
+            let here = block.contains(&(fill.position as usize));
+            here && !passing.contains(i) && may_end(fill)
         });
-        open.into_iter().map(|(_, i)| i).collect()
+        let uncertain = self.ordered(evidence, fills, uncertain.collect());
+        // What passed in the order of certainty, as threshold decoding has it.
+        let exploited = order.into_iter().filter(|i| passing.contains(i)).collect();
+        Choice { exploited, uncertain }
     }
 
-    /// The first `explored` of `order` that lie apart.
-    fn spaced(&self, fills: &[Fill], order: &[usize]) -> Vec<usize> {
+    /// Uncertain fills (the surest first) in the order of the setting.
+    fn ordered(&self, evidence: &Evidence<'_>, fills: &[Fill], list: Vec<usize>) -> Vec<usize> {
+        if self.config.explore == Explore::Confidence {
+            return list;
+        }
+        let floor = self.config.floor;
+        let plausible = |&i: &usize| f64::from(fills[i].probability) >= floor;
+        let mut list = match self.config.explore != Explore::Entropy && list.iter().any(plausible) {
+            true => list.into_iter().filter(plausible).collect(),
+            false => list,
+        };
+        let entropy = |i: usize| {
+            let found = evidence.prediction.find(fills[i].position);
+            found.map_or(0.0, |at| evidence.prediction.entropy(at))
+        };
+        list.sort_by(|&a, &b| {
+            let wider = entropy(b).total_cmp(&entropy(a));
+            wider.then(fills[a].position.cmp(&fills[b].position))
+        });
+        list
+    }
+
+    /// The first of `list` that lie far enough from one another.
+    fn spaced(&self, fills: &[Fill], list: &[usize]) -> Vec<usize> {
         let mut taken: Vec<usize> = Vec::new();
-        for &i in order {
-            let far = |&t: &usize| {
-                fills[t].position.abs_diff(fills[i].position) as usize >= self.config.apart
+        for &i in list {
+            let far = |&j: &usize| {
+                fills[i].position.abs_diff(fills[j].position) as usize >= self.config.spacing
             };
-            if taken.len() < self.config.explored && taken.iter().all(far) {
+            if taken.len() < self.config.count && taken.iter().all(far) {
                 taken.push(i);
             }
         }
         taken
     }
 
-    /// Masks that are sure, and the negative entropy of all.
-    fn worth(&self, prediction: &Prediction) -> (usize, f64) {
-        let (mut sure, mut order) = (0, 0.0);
-        for i in 0..prediction.positions.len() {
-            let top = prediction.law(i).iter().copied().fold(0.0, f32::max);
-            sure += usize::from(f64::from(top) >= self.config.tau);
-            order -= prediction.entropy(i);
+    /// The canvas once `chosen` is written.
+    fn after(evidence: &Evidence<'_>, fills: &[Fill], chosen: &[usize]) -> Result<Canvas> {
+        let mut canvas = evidence.canvas.clone();
+        for &i in chosen {
+            canvas.fill(fills[i].position, fills[i].token, evidence.step)?;
         }
-        (sure, order)
+        Ok(canvas)
     }
+
+    /// How much is certain of a canvas: masks that pass, and the entropy that is left.
+    fn certainty(
+        &self,
+        canvas: &Canvas,
+        prediction: &Prediction,
+        look: &mut dyn Look,
+    ) -> Result<(usize, f64)> {
+        let fills = look.fills(canvas, prediction)?;
+        let passing = fills.iter().filter(|f| f.score >= self.config.tau).count();
+        Ok((passing, (0..fills.len()).map(|i| prediction.entropy(i)).sum()))
+    }
+}
+
+/// Of the fills that pass, those that do not end the text left of a mask.
+fn guarded(evidence: &Evidence<'_>, fills: &[Fill], passing: &[usize]) -> Vec<usize> {
+    let mut list = passing.to_vec();
+    list.sort_by_key(|&i| fills[i].position);
+    let mut masked = evidence.canvas.masked().peekable();
+    let mut kept = Vec::with_capacity(list.len());
+    for i in list {
+        // Masks left of this fill that stay masks stop the walk.
+        while masked
+            .next_if(|&p| kept.last().is_some_and(|&k: &usize| fills[k].position == p))
+            .is_some()
+        {}
+        let clear = masked.peek() == Some(&fills[i].position);
+        if clear || !evidence.vocabulary.is_end(fills[i].token) {
+            kept.push(i);
+        }
+    }
+    kept
 }
 
 impl Unmask for Explorer {
     fn region(&mut self, canvas: &Canvas) -> Option<Range<usize>> {
-        current(canvas, self.config.block)
-    }
-
-    fn is_wide(&self) -> bool {
-        self.config.ahead > 0
+        let block = current(canvas, self.config.block)?;
+        let end = match self.config.ahead {
+            None => canvas.len(),
+            Some(ahead) => canvas.len().min(block.end.saturating_add(ahead * self.config.block)),
+        };
+        Some(block.start..end)
     }
 
     fn quota(&mut self, evidence: &Evidence<'_>, fills: &[Fill]) -> Result<Option<Vec<usize>>> {
-        let mut chosen = self.sure(evidence, fills);
-        self.tried.clear();
-        if chosen.len() < self.config.least {
-            let order = self.uncertain(evidence, fills, &chosen);
-            if self.config.explore == Explore::Gain {
-                self.tried = order.iter().copied().take(self.config.tried).collect();
-            }
-            chosen.extend(self.spaced(fills, &order));
+        let choice = self.choose(evidence, fills);
+        let mut chosen = choice.exploited.clone();
+        self.exploited += chosen.len();
+        if self.explores(&choice) && (chosen.is_empty() || self.config.explore != Explore::Gain) {
+            let explored = self.spaced(fills, &choice.uncertain);
+            self.explored += explored.len();
+            chosen.extend(explored);
         }
-        Ok((!chosen.is_empty()).then_some(chosen))
+        if chosen.is_empty() {
+            // A window shows ends only, with masks left of them that it does not show.
+            chosen.extend(surest(evidence, fills).first());
+        }
+        Ok(Some(chosen))
     }
 
+    /// Looks which uncertain fill helps most; nothing to decide for the other ways.
     fn commit(
         &mut self,
         evidence: &Evidence<'_>,
         fills: &[Fill],
-        chosen: &[usize],
+        _: &[usize],
         look: &mut dyn Look,
     ) -> Result<Option<Commit>> {
-        let tried = std::mem::take(&mut self.tried);
-        if tried.len() < 2 || evidence.canvas.masks() < 3 {
+        let mut choice = self.choose(evidence, fills);
+        if self.config.explore != Explore::Gain || !self.explores(&choice) {
             return Ok(None);
         }
-        let sure: Vec<usize> =
-            chosen.iter().copied().filter(|&i| fills[i].score >= self.config.tau).collect();
-        let mut canvases = Vec::with_capacity(tried.len());
-        for &one in &tried {
-            let mut canvas = evidence.canvas.clone();
-            for &i in sure.iter().chain(std::iter::once(&one)) {
-                canvas.fill(fills[i].position, fills[i].token, evidence.step)?;
-            }
-            canvases.push(canvas);
-        }
+        choice.uncertain.truncate(self.config.candidates);
+        let with = |&i: &usize| {
+            let all: Vec<usize> = choice.exploited.iter().copied().chain([i]).collect();
+            Self::after(evidence, fills, &all)
+        };
+        let canvases = choice.uncertain.iter().map(with).collect::<Result<Vec<_>>>()?;
         let mut predictions = look.look(&canvases)?;
-        let better = |a: &(usize, f64), b: &(usize, f64)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
-        let mut best = 0;
-        for at in 1..predictions.len() {
-            if better(&self.worth(&predictions[at]), &self.worth(&predictions[best])).is_gt() {
-                best = at;
-            }
+        self.looks += canvases.len();
+        let mut gains = Vec::with_capacity(canvases.len());
+        for (canvas, prediction) in canvases.iter().zip(&predictions) {
+            gains.push(self.certainty(canvas, prediction, look)?);
         }
-        let written = sure.iter().chain(std::iter::once(&tried[best]));
-        // The pass saw the region only if nothing ahead counts; then its masks may be used up.
-        let open = canvases[best].masked().any(|p| evidence.is_open(p));
-        let next = (open && best < predictions.len()).then(|| predictions.swap_remove(best));
-        Ok(Some(Commit { fills: written.map(|&i| fills[i]).collect(), remask: Vec::new(), next }))
+        let mut order: Vec<usize> = (0..gains.len()).collect();
+        order.sort_by(|&a, &b| gains[b].0.cmp(&gains[a].0).then(gains[a].1.total_cmp(&gains[b].1)));
+        let by_gain: Vec<usize> = order.iter().map(|&at| choice.uncertain[at]).collect();
+        let explored = self.spaced(fills, &by_gain);
+        // The quota has already counted as many where nothing passed.
+        if !choice.exploited.is_empty() {
+            self.explored += explored.len();
+        }
+        // The canvas that was looked at is the next step's, unless that one sees other blocks.
+        let seen = &canvases[order[0]];
+        let same = explored.len() == 1 && self.region(seen).as_ref() == Some(evidence.region);
+        let next = same.then(|| predictions.swap_remove(order[0]));
+        let all = choice.exploited.iter().chain(&explored).map(|&i| fills[i]);
+        Ok(Some(Commit { fills: all.collect(), remask: Vec::new(), next }))
+    }
+
+    fn counts(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("tokens exploited", self.exploited as f64),
+            ("tokens explored", self.explored as f64),
+            ("canvases looked at", self.looks as f64),
+        ]
     }
 }
 
@@ -270,37 +350,62 @@ mod tests {
     use super::*;
     use crate::scene::Scene;
 
-    fn chosen(config: Ete, scene: &Scene) -> Vec<usize> {
-        let mut policy = Explorer { config, tried: Vec::new() };
-        policy.quota(&scene.evidence(), &scene.fills()).unwrap().unwrap()
+    fn explorer(config: Ete) -> Explorer {
+        Explorer { config, exploited: 0, explored: 0, looks: 0 }
+    }
+
+    fn positions(policy: &mut Explorer, scene: &Scene) -> Vec<u32> {
+        let fills = scene.fills();
+        let chosen = policy.quota(&scene.evidence(), &fills).unwrap().unwrap();
+        chosen.iter().map(|&i| fills[i].position).collect()
+    }
+
+    // Masks at 1 to 4, of entropies 0.199, 0.693, 1.095 and 0.303.
+    const LAWS: [&[f32]; 4] =
+        [&[0.95, 0.05, 0.0], &[0.5, 0.5, 0.0], &[0.36, 0.34, 0.3], &[0.09, 0.91, 0.0]];
+
+    #[test]
+    fn what_passes_is_exploited_and_the_rest_is_explored_where_that_is_little() {
+        let scene = Scene::new(&LAWS);
+        let with =
+            |explore, tau, enough, floor| Ete { explore, tau, enough, floor, ..Ete::default() };
+        let made = |config| positions(&mut explorer(config), &scene);
+        assert_eq!(made(with(Explore::Entropy, 0.9, 1, 0.3)), [1, 4]);
+        assert_eq!(made(with(Explore::Entropy, 0.9, 3, 0.3)), [1, 4, 3]);
+        assert_eq!(made(with(Explore::Plausible, 0.9, 3, 0.4)), [1, 4, 2]);
+        assert_eq!(made(with(Explore::Confidence, 2.0, 1, 0.3)), [1]);
+        // Two at once, three positions apart: 3 (the widest), not 2, not 4, not 1.
+        let two = Ete { count: 2, spacing: 3, ..with(Explore::Entropy, 2.0, 1, 0.0) };
+        assert_eq!(made(two.clone()), [3]);
+        assert_eq!(made(Ete { spacing: 2, ..two }), [3, 1]);
     }
 
     #[test]
-    fn sure_fills_are_taken_ahead_and_uncertain_ones_in_the_block_only() {
-        let mut scene = Scene::new(&[&[0.5, 0.5], &[0.8, 0.2], &[0.95, 0.05], &[0.5, 0.5]]);
-        scene.region = 1..3;
-        assert_eq!(chosen(Ete { block: 2, ..Ete::default() }, &scene), [2]);
-        // Without looking ahead nothing is sure: the block's most uncertain mask is explored.
-        let config = Ete { block: 2, ahead: 0, ..Ete::default() };
-        assert_eq!(chosen(config.clone(), &scene), [0]);
-        let by_confidence = Ete { explore: Explore::Confidence, ..config.clone() };
-        assert_eq!(chosen(by_confidence, &scene), [1]);
-        let high = Ete { floor: 0.6, ..config };
-        assert_eq!(chosen(high, &scene), [1]);
-        // One sure fill is not enough: two explored ones, as far as they lie apart.
-        let more = Ete { least: 2, explored: 2, apart: 2, block: 4, ..Ete::default() };
-        scene.region = 1..5;
-        assert_eq!(chosen(more, &scene), [2, 0, 3]);
+    fn blocks_ahead_are_exploited_and_only_the_current_one_is_explored() {
+        let mut scene = Scene::new(&LAWS);
+        let mut policy = explorer(Ete { block: 2, explore: Explore::Entropy, ..Ete::default() });
+        scene.region = policy.region(&scene.canvas).unwrap();
+        assert_eq!(scene.region, 1..5);
+        policy.config.tau = 0.96;
+        assert_eq!(positions(&mut policy, &scene), [2]);
+        policy.config.tau = 0.9;
+        assert_eq!(positions(&mut policy, &scene), [1, 4]);
+        policy.config.ahead = Some(0);
+        assert_eq!(policy.region(&scene.canvas), Some(1..3));
+        assert_eq!((policy.exploited, policy.explored), (2, 1));
     }
 
     #[test]
-    fn an_end_waits_until_all_before_it_is_written() {
-        let end = [0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.99];
-        let open = [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-        let sure = [0.99, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-        let scene = Scene::new(&[&open, &end]);
-        assert_eq!(chosen(Ete::default(), &scene), [0]);
-        let scene = Scene::new(&[&sure, &end]);
-        assert_eq!(chosen(Ete::default(), &scene), [0, 1]);
+    fn an_end_token_waits_for_the_masks_left_of_it() {
+        let end: &[f32] = &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0];
+        let sure: &[f32] = &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let torn: &[f32] = &[0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let mut policy = explorer(Ete::default());
+        assert_eq!(positions(&mut policy, &Scene::new(&[sure, torn, end, end])), [1]);
+        assert_eq!(positions(&mut policy, &Scene::new(&[sure, end, torn, end])), [1, 2]);
+        // Nothing but ends: the leftmost one may.
+        assert_eq!(positions(&mut policy, &Scene::new(&[torn, end, end])), [1]);
+        policy.config.end_guard = false;
+        assert_eq!(positions(&mut policy, &Scene::new(&[torn, end, end])), [2, 3]);
     }
 }

@@ -14,8 +14,9 @@ pub mod freedave;
 pub mod guided_diffusion;
 pub mod threshold;
 
-use tessera_core::Capabilities;
 use tessera_core::entry::Needs;
+use tessera_core::unmask::ranked;
+use tessera_core::{Capabilities, Evidence, Fill};
 
 /// What every policy here needs: a model that fills masks and computes rows that see both ways.
 pub(crate) const DENOISER: Needs = Needs {
@@ -23,6 +24,13 @@ pub(crate) const DENOISER: Needs = Needs {
     capabilities: Capabilities { masks: true, ..Needs::NONE.capabilities },
     ..Needs::NONE
 };
+
+/// The fills (by index) that may be written now, the surest first.
+pub(crate) fn surest(evidence: &Evidence<'_>, fills: &[Fill]) -> Vec<usize> {
+    let mut order = ranked(fills);
+    order.retain(|&i| evidence.is_open(fills[i].position));
+    order
+}
 
 /// Checks that a setting lies between two bounds.
 pub(crate) fn between(name: &str, value: f64, low: f64, high: f64) -> Result<(), String> {

@@ -42,7 +42,7 @@ impl Pre {
     }
 
     /// Calls `word` with each word of `text`, in order, none empty, together the whole text.
-    pub(super) fn split<'t>(self, text: &'t str, mut word: impl FnMut(&'t str)) {
+    pub fn split<'t>(self, text: &'t str, mut word: impl FnMut(&'t str)) {
         match self {
             Self::Qwen2 => words(text, qwen2, &mut word),
             Self::Smollm => {

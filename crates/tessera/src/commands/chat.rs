@@ -99,7 +99,7 @@ impl Chat<'_> {
     fn say(&mut self, text: &str) -> anyhow::Result<()> {
         let messages = self.conversation.asking(text);
         let mut request = self.session.request(&Prompt::Chat(&messages))?;
-        self.settings.apply(&mut request);
+        self.settings.apply(self.session, &mut request);
         let globals = self.globals;
         let out = std::io::stdout().lock();
         let mut printer = Printer::new(out, globals.json, request.prompt.len(), globals.quiet);

@@ -6,6 +6,7 @@ pub(crate) mod chat;
 pub(crate) mod check;
 mod check_long;
 pub(crate) mod complete;
+pub(crate) mod corpus;
 pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod methods;
@@ -17,6 +18,7 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod score;
 pub(crate) mod show;
+pub(crate) mod train;
 pub(crate) mod tune;
 pub(crate) mod verify;
 

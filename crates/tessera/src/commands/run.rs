@@ -8,6 +8,8 @@ use tessera_core::entry::plain_json;
 use tessera_runtime::{Completion, FinishReason, Message, Outcome, Prompt, Session};
 
 use crate::Globals;
+use crate::canvas::CanvasFlags;
+use crate::canvas_view::{CanvasView, terminal};
 use crate::failure::BadUsage;
 use crate::flags::{GenerateFlags, ModelFlags};
 use crate::interrupt;
@@ -23,6 +25,8 @@ pub(crate) struct Arguments {
     /// Continue the prompt as it is, without the model's chat template.
     #[arg(long, env = "TESSERA_RAW", value_parser = FalseyValueParser::new())]
     raw: bool,
+    #[command(flatten)]
+    canvas: CanvasFlags,
     #[command(flatten)]
     model_flags: ModelFlags,
     #[command(flatten)]
@@ -40,7 +44,8 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let model = &arguments.model;
     let session = arguments.model_flags.open_tuned(globals, model, flags, &mut settings)?;
     let mut request = session.request(&shape(&session, arguments, &text).prompt())?;
-    settings.apply(&mut request);
+    settings.apply(&session, &mut request);
+    arguments.canvas.apply(&session, &mut request)?;
 
     if globals.json {
         started(&session, &request, &arguments.model)?;
@@ -52,12 +57,19 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     }
     let out = std::io::stdout().lock();
     let mut printer = Printer::new(out, globals.json, request.prompt.len(), globals.quiet);
+    if session.filling().is_some()
+        && let Some(size) = terminal(globals)
+    {
+        let (vocabulary, given) = (session.vocabulary(), &request.canvas.template);
+        printer = printer.watching(CanvasView::new(vocabulary, request.prompt.len(), given, size));
+    }
     let outcome =
         session.generate(&request, &mut |event| printer.hear(event), interrupt::flag())?;
     printer.finish(&outcome, request.seed)?;
     if !globals.json && !globals.quiet {
         let reason = outcome.choices[0].reason;
-        let line = stats_line(&outcome.stats, reason, request.seed, settings.tokens);
+        let most = request.max_tokens.unwrap_or(outcome.stats.drawn_tokens);
+        let line = stats_line(&outcome.stats, reason, request.seed, most);
         let _ = writeln!(std::io::stderr(), "{line}");
         if let Some(population) = &outcome.population {
             let _ = writeln!(

@@ -1,0 +1,16 @@
+//! Texts to train on.
+//!
+//! A corpus is a plain text file: one document a block, blocks set apart by an empty line, so that
+//! a person can read it and any tool can cut it.
+
+pub mod batch;
+mod filter;
+pub mod prompts;
+pub mod sampled;
+
+pub use filter::{Filter, Verdict};
+
+/// The documents of a corpus file, in order.
+pub fn documents(text: &str) -> impl Iterator<Item = &str> {
+    text.split("\n\n").map(str::trim).filter(|block| !block.is_empty())
+}

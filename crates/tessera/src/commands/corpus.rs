@@ -1,0 +1,86 @@
+//! `tessera corpus`: samples simple stories from a model, many at a time, into a text file.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use tessera_learn::corpus::sampled::{Order, State, sample};
+use tessera_runtime::Sampling;
+
+use super::result;
+use crate::Globals;
+use crate::flags::ModelFlags;
+use crate::interrupt;
+use crate::slow_bar::SlowBar;
+
+/// What `corpus` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The text file: one story a block. A file that this command began is continued.
+    file: PathBuf,
+    /// A name from `tessera list`, `org/repo[:QUANT][@revision]`, or a path.
+    #[arg(short, long, env = "TESSERA_MODEL", default_value = "smollm2")]
+    model: String,
+    /// Stop after this many stories, dropped ones included.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    stories: u32,
+    /// Stop once the kept stories have this many tokens of the model.
+    #[arg(long, value_name = "N")]
+    tokens: Option<u64>,
+    /// Most tokens of a story.
+    #[arg(short = 'n', long = "max-tokens", value_name = "N", default_value_t = 220)]
+    most: usize,
+    /// Texts that share a pass.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch: usize,
+    /// Seed of words and draws.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Divides the logits.
+    #[arg(long, default_value_t = 0.6)]
+    temperature: f32,
+    #[command(flatten)]
+    flags: ModelFlags,
+}
+
+pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
+    let session = arguments.flags.open(globals, &arguments.model, None)?;
+    // A small model runs in circles without the penalty.
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        repeat_penalty: 1.06,
+        penalty_window: 64,
+        ..Sampling::default()
+    };
+    let (seed, most) = (arguments.seed, arguments.most);
+    let order = Order { model: arguments.model.clone(), seed, most, sampling };
+    let bar = SlowBar::new("stories", u64::from(arguments.stories), globals.quiet);
+    let cancel = interrupt::flag();
+    let until = (arguments.stories, arguments.tokens.unwrap_or(u64::MAX));
+    let mut hear = |state: &State| {
+        bar.at(u64::from(state.judged));
+        !cancel.load(Ordering::Relaxed)
+    };
+    let state = sample(&session, &arguments.file, &order, arguments.batch, until, &mut hear)?;
+    bar.clear();
+    result(globals, &state, &line(&state))
+}
+
+fn line(state: &State) -> String {
+    let kept = state.verdicts.get("kept").copied().unwrap_or(0);
+    let dropped: Vec<String> = state
+        .verdicts
+        .iter()
+        .filter(|(name, _)| *name != "kept")
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    format!(
+        "{kept} stories of {} kept ({} tokens, {} bytes); dropped: {}\n{} tokens in {:.0} s, {:.1} tok/s\n",
+        state.judged,
+        state.kept_tokens,
+        state.bytes,
+        if dropped.is_empty() { "none".to_owned() } else { dropped.join(", ") },
+        state.tokens,
+        state.seconds,
+        state.tokens_per_second(),
+    )
+}
