@@ -32,7 +32,15 @@ fn toy(flavour: Flavour, layers: usize) -> Toy {
     (blueprint.spec.vocab, blueprint.spec.layers) = (VOCAB, layers);
     blueprint.layers.truncate(layers);
     let weights = toy::weights(&blueprint, 9);
-    Arc::new(CpuBackbone::load(blueprint, &weights, Options { threads: 1, ..Options::default() }, &|_| ()).unwrap())
+    Arc::new(
+        CpuBackbone::load(
+            blueprint,
+            &weights,
+            Options { threads: 1, ..Options::default() },
+            &|_| (),
+        )
+        .unwrap(),
+    )
 }
 
 fn filling(shift: bool) -> Filling {
