@@ -9,6 +9,7 @@
 //! tokens at any step: a decoder that skips passes makes the text of the one that does not.
 
 mod guide;
+mod rule;
 mod seams;
 mod sight;
 
@@ -69,7 +70,7 @@ pub(crate) fn generate(
             length,
             step: 0,
             index,
-            seams: Seams::new(&request.recipe)?,
+            seams: Seams::new(&request.recipe, model.vocabulary, filling.mask)?,
             sampler: Sampler::new(request.sampling)?,
             sight: Sight::new(model, filling),
             guide: model.draft.map(Guide::new),
@@ -182,6 +183,9 @@ impl Text<'_> {
             };
             let mut commit = self.decide(&region, &prediction)?;
             self.check(&commit, &region)?;
+            if let Some(rule) = self.sight.rule.as_deref_mut() {
+                rule::hold(rule, &self.canvas, &mut commit, self.step)?;
+            }
             self.apply(&commit)?;
             known = commit.next.take();
             let ends = self.end()?;
@@ -212,11 +216,25 @@ impl Text<'_> {
             self.canvas.truncate(len)?;
             self.length = self.canvas.masks();
         }
+        self.sight.rule = self.seams.rule.take();
+        if !self.fits() {
+            let masks = self.canvas.len() - self.canvas.prompt();
+            let what = format!("no text of at most {masks} tokens is allowed. Next: another -n");
+            return Err(Error::Constraint { what });
+        }
         for (position, token) in start.prior {
             self.canvas.guess(position, token)?;
+            if !self.fits() {
+                self.canvas.remask(position)?;
+            }
         }
         self.sight.hints = start.hints;
         Ok(())
+    }
+
+    /// Whether the masks can be filled so that the text is allowed.
+    fn fits(&mut self) -> bool {
+        self.sight.rule.as_mut().is_none_or(|rule| rule.fits(&self.canvas))
     }
 
     fn region(&mut self) -> Result<Range<usize>> {
@@ -370,7 +388,7 @@ impl Text<'_> {
     }
 
     /// The text: up to the first end token, without masks.
-    fn finish(self, listener: &mut Listener<'_>) -> Result<Completion> {
+    fn finish(mut self, listener: &mut Listener<'_>) -> Result<Completion> {
         let vocabulary = self.model.vocabulary;
         let end = (!self.request.ignore_end).then(|| first_end(&self.canvas, vocabulary)).flatten();
         let written = &self.canvas.tokens()[self.canvas.prompt()..end.unwrap_or(self.canvas.len())];
@@ -399,7 +417,12 @@ impl Text<'_> {
             listener.tell(Event::Counted { choice: self.index, method, name, value });
         }
         listener.tell(Event::Finished { choice: self.index, reason });
-        Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete: None })
+        let ends = self.canvas.masks() == 0 || end.is_some();
+        let ruled = self.sight.rule.is_some();
+        // A stop text cuts off what was to be there.
+        let whole = ends && !matches!(reason, FinishReason::Stop { .. });
+        let complete = ruled.then(|| whole && self.fits());
+        Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete })
     }
 }
 
