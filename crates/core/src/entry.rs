@@ -172,6 +172,10 @@ pub struct Needs {
     pub any_subset: bool,
     /// A model that reads images.
     pub images: bool,
+    /// To look at canvases that are not the text's ([`crate::Look`]).
+    pub looks: bool,
+    /// That nothing looks at other canvases than the text's: what it keeps goes by that one alone.
+    pub unlooked: bool,
     /// Measurements of this model, made beforehand.
     pub calibration: bool,
 }
@@ -200,6 +204,8 @@ impl Needs {
         mask_token: false,
         any_subset: false,
         images: false,
+        looks: false,
+        unlooked: false,
         calibration: false,
     };
 

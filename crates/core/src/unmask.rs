@@ -314,8 +314,8 @@ pub enum WindowPlan {
     },
     /// Rows that the cache holds are computed again in place; they read each other and the cached ones.
     Part {
-        /// Positions computed, ascending, unique. Predictions are of the masks whose predicting row
-        /// ([`crate::canvas::Filling::row_of`]) is among them.
+        /// Positions computed, ascending, unique. Predictions are of the masks that are computed
+        /// together with their predicting row ([`crate::canvas::Filling::row_of`]).
         compute: Vec<Position>,
         /// The cached positions that are read besides, ascending, unique; `None` for all.
         keys: Option<Vec<Position>>,
@@ -339,6 +339,20 @@ pub trait Window: Send + Debug {
     /// Whether the policy takes the choice of fills of this step as well: `Some(n)` restricts the
     /// fills to the `n` leftmost masks of the region. Asked after [`Window::plan`].
     fn leftmost(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether every row whose token has changed is computed again in the next pass. The loop holds
+    /// the policy's plans to it.
+    fn rewrites(&self) -> bool {
+        true
+    }
+
+    /// The rows, ascending, that a pass over a canvas with other fills in the view's region computes
+    /// while it reads all others as the cache holds them. `None` if what the cache holds depends on
+    /// the canvases that were computed on the way: then nothing can be looked at ahead.
+    fn ahead(&self, view: &WindowView<'_>) -> Option<Vec<Position>> {
+        let _ = view;
         None
     }
 }

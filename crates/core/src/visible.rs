@@ -92,8 +92,15 @@ impl Visible {
             && !matches!(segment.mask, Mask::Explicit { .. });
         let run = positions.windows(2).all(|w| w[1] == w[0].wrapping_add(1));
 
+        // Rows that see everything see the same.
+        let alike = matches!(segment.mask, Mask::Bidirectional) && reading.window.is_none();
         for (i, &p) in positions.iter().enumerate() {
             let start = self.spans.len();
+            if alike && i > 0 {
+                self.spans.extend_from_within(..self.offsets[1]);
+                self.offsets.push(self.spans.len());
+                continue;
+            }
             if range_of_cache {
                 let causal = matches!(segment.mask, Mask::Causal);
                 let (lo, hi) = cached_range(base, p, causal, reading.window);

@@ -255,6 +255,9 @@ fn clash(a: &MethodEntry, b: &MethodEntry) -> Option<String> {
     if let Some(reason) = unjudged(a, constrains(b)).or(unjudged(b, constrains(a))) {
         return Some(reason.to_owned());
     }
+    if (a.needs.looks && b.needs.unlooked) || (b.needs.looks && a.needs.unlooked) {
+        return Some(AHEAD.to_owned());
+    }
     let places = a.places.iter().flat_map(|p| b.places.iter().map(move |q| (p, q)));
     let reason = |(p, q): (&Place, &Place)| {
         if p.clashes(*q) {
@@ -268,6 +271,11 @@ fn clash(a: &MethodEntry, b: &MethodEntry) -> Option<String> {
     };
     places.filter_map(reason).next()
 }
+
+/// Why some windows go with nothing that looks ahead.
+const AHEAD: &str = "one looks at canvases that are not written yet, and the rows that the other keeps \
+                     depend on every canvas that was computed. Next: `prefix-cache`, `dual-cache` or \
+                     `prompt-cache`, whose rows do not";
 
 /// Decisions that differ and cannot be taken in one run all the same: a role, a place, the reason.
 const APART: &[((Role, Place), &str)] = &[(

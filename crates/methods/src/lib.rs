@@ -24,5 +24,6 @@ pub(crate) mod scene;
 pub mod second_model;
 pub mod template;
 pub mod unmask;
+pub mod window;
 
 pub use registry::ENTRIES;

@@ -2,7 +2,7 @@
 
 use tessera_core::entry::MethodEntry;
 
-use crate::{accept, constrain, draft, loops, programs, reduce, unmask};
+use crate::{accept, constrain, draft, loops, programs, reduce, unmask, window};
 
 /// Every method there is.
 pub static ENTRIES: &[&MethodEntry] = &[
@@ -18,6 +18,7 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &unmask::dimple::ENTRY,
     &unmask::dllm_asr::ENTRY,
     &draft::draft_model::ENTRY,
+    &window::dual_cache::ENTRY,
     &draft::dyspec::ENTRY,
     &unmask::edlm::ENTRY,
     &unmask::ete::ENTRY,
@@ -25,6 +26,7 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &reduce::fasa::ENTRY,
     &programs::finequant::ENTRY,
     &unmask::first_hitting::ENTRY,
+    &window::freecache::ENTRY,
     &unmask::freedave::ENTRY,
     &constrain::grammar::ENTRY,
     &unmask::guided_diffusion::ENTRY,
@@ -32,6 +34,8 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &accept::keyed::ENTRY,
     &constrain::mask::ENTRY,
     &loops::none::ENTRY,
+    &window::prefix_cache::ENTRY,
+    &window::prompt_cache::ENTRY,
     &draft::prompt_lookup::ENTRY,
     &reduce::random_eviction::ENTRY,
     &draft::random_tree::ENTRY,
@@ -47,4 +51,5 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &draft::token_recycling::ENTRY,
     &reduce::token_sparse_attention::ENTRY,
     &reduce::treekv::ENTRY,
+    &window::window_diffusion::ENTRY,
 ];

@@ -23,7 +23,7 @@ use tessera_engine::{
 };
 
 use crate::texts::Question;
-use crate::{Scripted, Words, denoising, reduction};
+use crate::{Scripted, Words, denoising, reduction, windows};
 
 /// What a law found wrong.
 pub type Finding = Result<(), String>;
@@ -55,6 +55,7 @@ pub const ENTRY_LAWS: &[Law] = &[
     ("neutral settings of unmasking are the plain canvas", denoising::neutral),
     ("every mask is filled and what is given stays", denoising::fills),
     ("equal seeds give equal canvases, whatever the other choices", denoising::seeded),
+    ("a window computes and reads lawful rows", windows::plans),
 ];
 
 /// Runs every law over every entry; returns one line per breach.

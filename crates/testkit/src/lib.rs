@@ -14,6 +14,7 @@ pub mod reduction;
 pub mod scripted;
 pub mod source;
 pub mod texts;
+pub mod windows;
 pub mod words;
 
 pub use listed::Listed;

@@ -23,7 +23,7 @@ use tessera_core::text::{StopMatcher, StreamDecoder};
 use tessera_core::unmask::ranked;
 use tessera_core::{
     Backbone, Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason,
-    InitContext, Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
+    InitContext, Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary, Window,
 };
 
 use crate::any_subset;
@@ -175,7 +175,11 @@ impl Text<'_> {
             }
             let region = self.region()?;
             let wide = self.seams.iter().any(|p| p.is_wide());
-            let prediction = match known.take() {
+            // What was looked at ahead serves if it shows any of what is open now.
+            let open = |known: &Prediction| {
+                known.positions.iter().any(|&p| region.contains(&(p as usize)))
+            };
+            let prediction = match known.take().filter(open) {
                 Some(prediction) => prediction,
                 None => {
                     let rows = self.sight.rows;
@@ -287,15 +291,18 @@ impl Text<'_> {
             }
         };
         lawful(&chosen, &fills, (!free).then_some(region))?;
+        let wide = self.seams.iter().any(|p| p.is_wide());
+        let (committer, window) = self.seams.committer();
         let mut look = Ahead {
             sight: &mut self.sight,
             sampler: &mut self.sampler,
             region,
-            wide: self.seams.iter().any(|p| p.is_wide()),
+            wide,
             key,
-            cached: self.seams.window.is_some(),
+            step: self.step,
+            window,
         };
-        let commit = match self.seams.at(Site::Commit) {
+        let commit = match committer {
             Some(policy) => policy.commit(&evidence, &fills, &chosen, &mut look)?,
             None => None,
         };
@@ -503,16 +510,18 @@ struct Ahead<'t, 'a> {
     region: &'t Range<usize>,
     wide: bool,
     key: (u64, u32),
-    cached: bool,
+    step: u32,
+    window: Option<&'t dyn Window>,
 }
 
 impl Look for Ahead<'_, '_> {
     fn look(&mut self, canvases: &[Canvas]) -> Result<Vec<Prediction>> {
-        if self.cached {
-            let what = "cannot look ahead beside a window, whose rows go by one canvas".to_owned();
-            return Err(Error::Plan { what });
+        match self.window {
+            None => self.sight.look(canvases, self.region, self.wide),
+            Some(window) => {
+                self.sight.look_through(canvases, self.region, self.wide, self.step, window)
+            }
         }
-        self.sight.look(canvases, self.region, self.wide)
     }
 
     fn fills(&mut self, _canvas: &Canvas, prediction: &Prediction) -> Result<Vec<Fill>> {

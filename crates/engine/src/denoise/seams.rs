@@ -47,6 +47,15 @@ impl Seams {
         found.map(|(_, policy)| &mut **policy)
     }
 
+    /// The policy that takes the commit, and the window beside it.
+    pub(super) fn committer(
+        &mut self,
+    ) -> (Option<&mut (dyn Unmask + 'static)>, Option<&(dyn Window + 'static)>) {
+        let takes = |entry: &MethodEntry| entry.places.iter().any(|p| p.site == Site::Commit);
+        let found = self.policies.iter_mut().find(|(entry, _)| takes(entry));
+        (found.map(|(_, policy)| &mut **policy), self.window.as_deref())
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &dyn Unmask> {
         self.policies.iter().map(|(_, policy)| &**policy)
     }

@@ -88,9 +88,14 @@ impl<'a> Sight<'a> {
         let plan = match window {
             None => None,
             Some(window) => {
-                let rows = self.store.as_ref().map_or(0, |s| s.table().len());
+                let rows = self.rows_held();
                 let (stale, filling) = (&self.stale[..], self.filling);
-                Some(window.plan(&WindowView { canvas, step, region, rows, stale, filling })?)
+                let plan =
+                    window.plan(&WindowView { canvas, step, region, rows, stale, filling })?;
+                if let (true, WindowPlan::Part { compute, .. }) = (window.rewrites(), &plan) {
+                    rewritten(stale, compute, rows)?;
+                }
+                Some(plan)
             }
         };
         let mut store = self.store.take();
@@ -119,6 +124,9 @@ impl<'a> Sight<'a> {
             }
             Some(WindowPlan::Part { compute, keys }) => {
                 let rows = store.as_ref().map_or(0, |s| s.table().len());
+                if compute.is_empty() {
+                    return Err(Error::plan("a window that computes nothing".to_owned()));
+                }
                 ascending("computed", &compute, rows)?;
                 keys.iter().try_for_each(|k| ascending("read", k, rows))?;
                 (compute, keys, true)
@@ -128,8 +136,11 @@ impl<'a> Sight<'a> {
             let options = CacheOptions { capacity: canvas.len(), ..CacheOptions::default() };
             *store = Some(self.model.backbone.new_cache(options)?);
         }
-        // The row that predicts each mask, where it is computed.
-        let at = |p: Position| positions.binary_search(&self.filling.row_of(p)).ok();
+        // The row that predicts each mask, where it is computed and the mask with it.
+        let at = |p: Position| {
+            positions.binary_search(&p).ok()?;
+            positions.binary_search(&self.filling.row_of(p)).ok()
+        };
         let seen: Vec<(Position, u32)> =
             masked.iter().filter_map(|&p| Some((p, at(p)? as u32))).collect();
         let rows_out: Vec<u32> = seen.iter().map(|&(_, row)| row).collect();
@@ -163,7 +174,80 @@ impl<'a> Sight<'a> {
         self.stale.sort_unstable();
         self.stale.dedup();
         let masked = seen.iter().map(|&(p, _)| p).collect();
-        self.prediction(0, canvas, masked)
+        self.prediction((0, 0), canvas, masked)
+    }
+
+    /// Rows that the cache holds.
+    fn rows_held(&self) -> usize {
+        self.store.as_ref().map_or(0, |s| s.table().len())
+    }
+
+    /// [`Sight::look`] beside a window: the rows that it computes of every canvas, in one segment in
+    /// which canvases do not see one another, and the cache for all other rows. Nothing is kept.
+    pub(super) fn look_through(
+        &mut self,
+        canvases: &[Canvas],
+        region: &Range<usize>,
+        wide: bool,
+        step: u32,
+        window: &dyn Window,
+    ) -> Result<Vec<Prediction>> {
+        let Some(canvas) = canvases.first() else { return Ok(Vec::new()) };
+        let (held, filling) = (self.rows_held(), self.filling);
+        if canvases.iter().any(|c| c.len() != held) {
+            return Err(Error::plan(format!("a look at a canvas that has not {held} tokens")));
+        }
+        let view = WindowView { canvas, step, region, rows: held, stale: &self.stale, filling };
+        let Some(compute) = window.ahead(&view) else {
+            let what = "cannot look ahead beside this window, whose rows go by one canvas";
+            return Err(Error::plan(what.to_owned()));
+        };
+        ascending("looked at", &compute, held)?;
+        let (width, rows) = (compute.len(), compute.len() * canvases.len());
+        let tokens: Vec<_> =
+            canvases.iter().flat_map(|c| compute.iter().map(|&p| c.tokens()[p as usize])).collect();
+        let positions = compute.repeat(canvases.len());
+        let columns = held + rows;
+        let mut bits = vec![false; rows * columns];
+        for (row, line) in bits.chunks_exact_mut(columns).enumerate() {
+            line[..held].fill(true);
+            compute.iter().for_each(|&p| line[p as usize] = false);
+            let own = held + row / width * width;
+            line[own..own + width].fill(true);
+        }
+        let at = |p: Position| {
+            compute.binary_search(&p).ok()?;
+            compute.binary_search(&filling.row_of(p)).ok()
+        };
+        let (mut masked, mut outs) = (Vec::with_capacity(canvases.len()), Vec::new());
+        for (index, canvas) in canvases.iter().enumerate() {
+            let open = canvas.masked().filter(|&p| wide || region.contains(&(p as usize)));
+            let seen: Vec<(Position, usize)> = open.filter_map(|p| Some((p, at(p)?))).collect();
+            outs.extend(seen.iter().map(|&(_, row)| (index * width + row) as u32));
+            masked.push(seen.into_iter().map(|(p, _)| p).collect::<Vec<_>>());
+        }
+        let mut store = self.store.take();
+        let mut segments = [Segment {
+            input: Input::Tokens(&tokens),
+            positions: &positions,
+            mask: Mask::Explicit { bits: &bits, columns },
+            keys: None,
+            bias: &[],
+            write: Write::Discard,
+            rows_out: RowsOut::Rows(&outs),
+            condition: None,
+            cache: store.as_mut().map(|s| &mut **s as &mut dyn KvStore),
+        }];
+        let done = self.forward(&mut segments, rows);
+        self.store = store;
+        done?;
+        let mut first = 0;
+        let one = |(canvas, masked): (&Canvas, Vec<Position>)| {
+            let found = self.prediction((0, first), canvas, masked);
+            first += found.as_ref().map_or(0, |p| p.positions.len());
+            found
+        };
+        canvases.iter().zip(masked).map(one).collect()
     }
 
     /// What the model thinks of the masks of `region`, or of all if `wide`, of several canvases, in one
@@ -200,7 +284,7 @@ impl<'a> Sight<'a> {
         let rows = canvases.iter().map(Canvas::len).sum();
         self.forward(&mut segments, rows)?;
         let seen = canvases.iter().zip(masked).enumerate();
-        seen.map(|(s, (canvas, masked))| self.prediction(s, canvas, masked)).collect()
+        seen.map(|(s, (canvas, masked))| self.prediction((s, 0), canvas, masked)).collect()
     }
 
     fn forward(&mut self, segments: &mut [Segment<'_>], rows: usize) -> Result<()> {
@@ -211,11 +295,11 @@ impl<'a> Sight<'a> {
         Ok(())
     }
 
-    /// The logits of `segment`, which are of `positions` of `canvas`; under a rule, those of the tokens
-    /// that may stand there.
+    /// The logits of `segment` from the `first` on, which are of `positions` of `canvas`; under a rule,
+    /// those of the tokens that may stand there.
     fn prediction(
         &mut self,
-        segment: usize,
+        (segment, first): (usize, usize),
         canvas: &Canvas,
         positions: Vec<Position>,
     ) -> Result<Prediction> {
@@ -224,7 +308,7 @@ impl<'a> Sight<'a> {
         let mut logits = Vec::with_capacity(positions.len() * vocab);
         let mut probabilities = vec![0.0; positions.len() * vocab];
         for i in 0..positions.len() {
-            logits.extend_from_slice(self.reveal.logits(segment, i));
+            logits.extend_from_slice(self.reveal.logits(segment, first + i));
             let row = &mut logits[i * vocab..];
             if let Some(mask) = row.get_mut(self.filling.mask as usize) {
                 *mask = f32::NEG_INFINITY;
@@ -286,5 +370,14 @@ fn ascending(word: &str, list: &[Position], rows: usize) -> Result<()> {
     match sorted && bounded {
         true => Ok(()),
         false => Err(Error::plan(format!("positions {word} that are not among {rows} rows"))),
+    }
+}
+
+/// Checks that a plan computes every row that the cache holds of a token that is another now.
+fn rewritten(stale: &[Position], compute: &[Position], rows: usize) -> Result<()> {
+    let left = |p: &&Position| (**p as usize) < rows && compute.binary_search(p).is_err();
+    match stale.iter().find(left) {
+        None => Ok(()),
+        Some(p) => Err(Error::plan(format!("the row of the token written at {p} is left stale"))),
     }
 }

@@ -20,7 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tessera_core::entry::{
-    Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
+    Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Settings, Site,
     defaults_of, read_as, resolve_as, schema_of,
 };
 use tessera_core::{Canvas, Commit, Evidence, Fill, Look, Prediction, Result, Unmask};
@@ -126,7 +126,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
         Place { role: Role::Unmask, site: Site::Commit },
     ],
     exactness: Exactness::Lossy { what: "tokens filled in one step do not know of one another" },
-    needs: DENOISER,
+    needs: Needs { looks: true, ..DENOISER },
     // The abstract has no numbers.
     claims: &[],
     schema: schema_of::<Ete>,

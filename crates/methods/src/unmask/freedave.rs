@@ -15,8 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tessera_core::entry::{
-    Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
-    defaults_of, read_as, resolve_as, schema_of,
+    Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Settings,
+    Site, defaults_of, read_as, resolve_as, schema_of,
 };
 use tessera_core::unmask::ranked;
 use tessera_core::{Commit, Evidence, Fill, Look, Result, Unmask};
@@ -64,7 +64,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
         Place { role: Role::Unmask, site: Site::Commit },
     ],
     exactness: Exactness::BitExact,
-    needs: DENOISER,
+    needs: Needs { looks: true, ..DENOISER },
     claims: &[
         Claim {
             setting: "block diffusion and full attention models, GPU",
