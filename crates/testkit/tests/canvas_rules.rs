@@ -114,8 +114,7 @@ fn a_pattern_that_everything_matches_changes_nothing() {
 fn a_template_stays_and_the_pattern_holds_around_it() {
     for seed in 0..20 {
         let middle = |r: &mut Request| r.canvas.template = vec![(4, 2)];
-        let made =
-            run(&["regex:pattern=[ab]*c[ab]*", "threshold:tau=0"], seed, &middle).unwrap();
+        let made = run(&["regex:pattern=[ab]*c[ab]*", "threshold:tau=0"], seed, &middle).unwrap();
         let text = &made.choices[0].text;
         assert!(text.matches('c').count() == 1 && !text.contains('d'), "{text}");
         assert_eq!(made.choices[0].tokens[4], 2);
