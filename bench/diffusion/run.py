@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "bench" / "side_by_side"))
 import llama_setup  # noqa: E402
 
-TOLERANCE = 2e-2
+TOLERANCE = 1e-2
 """Largest difference of a logit, in standard deviations of all logits. Keys and values are rounded to 16 bits here."""
 
 

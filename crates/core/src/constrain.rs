@@ -20,8 +20,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::backbone::Vocabulary;
+use crate::canvas::Canvas;
 use crate::dist::{Key, Sampler};
-use crate::{Error, Result, TokenId};
+use crate::{Error, Position, Result, TokenId};
 
 /// A set of tokens, as bits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,6 +68,30 @@ pub trait Constraint: Send + Sync + Debug {
     /// # Errors
     /// [`Error::Constraint`] for a constraint that cannot be read, is too large, or allows no text.
     fn begin(&self, vocabulary: &dyn Vocabulary) -> Result<Box<dyn Constrain>>;
+
+    /// The same for a canvas whose masks are the token `mask`; `None` if it cannot be said of the
+    /// middle of a text what may stand there.
+    ///
+    /// # Errors
+    /// As [`Constraint::begin`].
+    fn on_canvas(
+        &self,
+        vocabulary: &dyn Vocabulary,
+        mask: TokenId,
+    ) -> Result<Option<Box<dyn CanvasRule>>> {
+        let _ = (vocabulary, mask);
+        Ok(None)
+    }
+}
+
+/// Which tokens may stand at the masks of a canvas.
+pub trait CanvasRule: Send + Debug {
+    /// For every mask of `positions`, the tokens that leave some way to fill the others so that the
+    /// text is allowed; `None` if everything is. Empty sets for a canvas that does not fit.
+    fn allowed(&mut self, canvas: &Canvas, positions: &[Position]) -> Option<Vec<TokenSet>>;
+
+    /// Whether there is a way to fill the masks so that the text is allowed.
+    fn fits(&mut self, canvas: &Canvas) -> bool;
 }
 
 /// A constraint's state along one text.

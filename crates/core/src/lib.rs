@@ -32,8 +32,8 @@ pub use cache::{CacheTable, KeyForm};
 pub use calibration::Calibration;
 pub use canvas::{Canvas, Filling, Origin};
 pub use constrain::{
-    Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint, ConstraintStats,
-    Drawn, Guard, TokenSet,
+    CanvasRule, Constrain, Constrained, ConstrainedDraw, ConstrainedSampler, Constraint,
+    ConstraintStats, Drawn, Guard, TokenSet,
 };
 pub use draft::{Draft, DraftContext, DraftTree, Lent, Verdict};
 pub use error::Error;

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// One document of this many is held out.
 const HELD_OUT: usize = 50;
 /// The purpose of the numbers that order documents (`Key::purpose`).
-const ORDER: u64 = 0x0dde_11;
+const ORDER: u64 = 0x000d_de11;
 
 /// Tokens of all documents.
 #[derive(Debug)]

@@ -58,6 +58,9 @@ impl Line {
     }
 }
 
+/// Losses with their steps.
+type Curve = Vec<(u64, f64)>;
+
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Progress {
@@ -269,7 +272,8 @@ impl Run {
         Ok(())
     }
 
-    fn curves(&self) -> (Vec<(u64, f64)>, Vec<(u64, f64)>) {
+    /// Losses of training and held-out figures, each with its step.
+    fn curves(&self) -> (Curve, Curve) {
         let (mut steps, mut held_out) = (Vec::new(), Vec::new());
         for line in &self.log {
             match *line {
@@ -414,7 +418,7 @@ fn cut_log(path: &Path, step: u64) -> Result<Vec<Line>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let mut lines = Vec::new();
+    let (mut lines, mut kept) = (Vec::new(), String::new());
     for text in read(path)?.lines() {
         // A last line that was cut short belongs to no checkpoint.
         let Ok(line) = serde_json::from_str::<Line>(text) else { break };
@@ -424,13 +428,11 @@ fn cut_log(path: &Path, step: u64) -> Result<Vec<Line>> {
         };
         if done {
             lines.push(line);
+            // The text as it is: numbers that were read and written again may differ in the last digit.
+            kept.push_str(text);
+            kept.push('\n');
         }
     }
-    let text: Vec<String> = lines.iter().filter_map(|l| serde_json::to_string(l).ok()).collect();
-    let mut text = text.join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
-    write_whole(path, text.as_bytes())?;
+    write_whole(path, kept.as_bytes())?;
     Ok(lines)
 }

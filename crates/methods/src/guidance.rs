@@ -18,7 +18,14 @@ use llguidance::api::{GrammarInit, StopReason, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{ParserFactory, TokenParser, panic_utils};
 use tessera_core::constrain::too_far;
-use tessera_core::{Constrain, Constraint, Error, Result, TokenId, TokenSet, Vocabulary};
+use tessera_core::{
+    CanvasRule, Constrain, Constraint, Error, Result, TokenId, TokenSet, Vocabulary,
+};
+
+use crate::lattice::{Anything, Lattice};
+
+/// The pattern that every text matches.
+pub(crate) const EVERYTHING: &str = "(?s:.*)";
 
 /// Vocabularies whose tables are kept for the next request.
 const KEPT: usize = 4;
@@ -73,6 +80,18 @@ impl Guidance {
 }
 
 impl Constraint for Guidance {
+    fn on_canvas(
+        &self,
+        vocabulary: &dyn Vocabulary,
+        mask: TokenId,
+    ) -> Result<Option<Box<dyn CanvasRule>>> {
+        match &self.source {
+            Source::Regex(pattern) if pattern == EVERYTHING => Ok(Some(Box::new(Anything))),
+            Source::Regex(pattern) => Ok(Some(Box::new(Lattice::new(pattern, vocabulary, mask)?))),
+            _ => Ok(None),
+        }
+    }
+
     fn begin(&self, vocabulary: &dyn Vocabulary) -> Result<Box<dyn Constrain>> {
         let kit = Kit::of(vocabulary).map_err(|what| self.refuse(&what))?;
         let (tell, hear) = channel();

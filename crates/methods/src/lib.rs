@@ -10,6 +10,7 @@ pub mod constrain;
 pub mod continuations;
 pub mod draft;
 pub mod guidance;
+pub(crate) mod lattice;
 pub mod loops;
 pub mod observation;
 pub mod predicate;

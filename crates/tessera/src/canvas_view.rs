@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn shown(frame: Option<String>) -> String {
-        frame.unwrap().replace('\x1b', "^")
+        frame.unwrap().replace('\x1b', "^").replace('\r', "<")
     }
 
     #[test]
@@ -184,7 +184,17 @@ mod tests {
             shown(view.hear(&step(2, (&[5, 6, 7], &[0, 2, 0]), &[]))),
             shown(view.hear(&Event::Committed { choice: 0, tokens: &[], text: "x" })),
         ];
-        insta::assert_snapshot!(frames.join("\n---\n"));
+        insta::assert_snapshot!(frames.join("\n---\n"), @r"
+        ^[38;5;190mb↵c^[0m^[1ma^[0m·^[38;5;190ma^[0m··
+        ---
+        <^[J^[38;5;27mb↵c^[0m^[1ma^[0m^[38;5;190m■^[0m···
+        ---
+        <^[J^[38;5;27mb↵c^[0m^[1ma^[0m^[38;5;50m■^[0m^[38;5;190mawi<
+        de word <
+        a^[0m
+        ---
+        <^[2A^[J
+        ");
         // Nothing is left to erase, and other events show nothing.
         assert_eq!(view.hear(&Event::Committed { choice: 0, tokens: &[], text: "x" }), None);
         assert_eq!(view.hear(&Event::Step { rows: 1, committed: 1 }), None);

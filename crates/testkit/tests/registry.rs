@@ -399,7 +399,7 @@ impl Unmask for Filler {
         let mut fill = fills[chosen[0]];
         let mut remask = Vec::new();
         match self.0 {
-            Wrongly::Outside => fill.position = evidence.canvas.masked().last().unwrap(),
+            Wrongly::Outside => fill.position = evidence.canvas.masked().last().unwrap_or(0),
             Wrongly::Given => remask.push(0),
             Wrongly::Endless => remask.push(fill.position),
             _ => return Ok(None),

@@ -10,6 +10,7 @@
 
 mod ahead;
 mod guide;
+mod rule;
 mod seams;
 mod sight;
 
@@ -74,7 +75,7 @@ pub(crate) fn generate(
             length,
             step: 0,
             index,
-            seams: Seams::new(&request.recipe)?,
+            seams: Seams::new(&request.recipe, model.vocabulary, filling.mask)?,
             sampler: Sampler::new(request.sampling)?,
             sight: Sight::new(model, filling),
             guide: model.draft.map(Guide::new),
@@ -90,7 +91,9 @@ pub(crate) fn generate(
             listener.tell(Event::Counted { choice: index, method, name, value });
         }
         let vocabulary = model.vocabulary;
-        let made = finished(&text.canvas, request, vocabulary, index, text.cut_at, &mut listener)?;
+        let mut made =
+            finished(&text.canvas, request, vocabulary, index, text.cut_at, &mut listener)?;
+        made.complete = text.complete(&made);
         stats.drawn_tokens += made.tokens.len();
         stats.decode_tokens += made.tokens.len();
         choices.push(made);
@@ -194,6 +197,9 @@ impl Text<'_> {
             };
             let mut commit = self.decide(&region, &prediction)?;
             self.check(&commit, &region)?;
+            if let Some(rule) = self.sight.rule.as_deref_mut() {
+                rule::hold(rule, &self.canvas, &mut commit, self.step)?;
+            }
             self.apply(&commit)?;
             known = commit.next.take();
             let ends = self.end()?;
@@ -224,11 +230,25 @@ impl Text<'_> {
             self.canvas.truncate(len)?;
             self.length = self.canvas.masks();
         }
+        self.sight.rule = self.seams.rule.take();
+        if !self.fits() {
+            let masks = self.canvas.len() - self.canvas.prompt();
+            let what = format!("no text of at most {masks} tokens is allowed. Next: another -n");
+            return Err(Error::Constraint { what });
+        }
         for (position, token) in start.prior {
             self.canvas.guess(position, token)?;
+            if !self.fits() {
+                self.canvas.remask(position)?;
+            }
         }
         self.sight.hints = start.hints;
         Ok(())
+    }
+
+    /// Whether the masks can be filled so that the text is allowed.
+    fn fits(&mut self) -> bool {
+        self.sight.rule.as_mut().is_none_or(|rule| rule.fits(&self.canvas))
     }
 
     fn region(&mut self) -> Result<Range<usize>> {
@@ -377,6 +397,17 @@ impl Text<'_> {
             listener.tell(Event::Step { rows, committed: 0 });
         }
         listener.tell(Event::Step { rows: last, committed: tokens.len() });
+    }
+
+    /// Whether the text meets its constraint; `None` without one.
+    fn complete(&mut self, made: &Completion) -> Option<bool> {
+        self.sight.rule.as_ref()?;
+        let end = first_end(&self.canvas, self.model.vocabulary);
+        let ended = end.is_some() && !self.request.ignore_end;
+        // A stop text cuts off what was to be there.
+        let whole = (self.canvas.masks() == 0 || ended)
+            && !matches!(made.reason, FinishReason::Stop { .. });
+        Some(whole && self.fits())
     }
 
     /// Adds what the text took.

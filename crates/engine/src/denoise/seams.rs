@@ -1,7 +1,7 @@
 //! The policies of a denoising run, by the seam that each takes.
 
 use tessera_core::entry::{Method, MethodEntry, Site};
-use tessera_core::{Error, Result, Unmask, Window};
+use tessera_core::{CanvasRule, Error, Result, TokenId, Unmask, Vocabulary, Window};
 
 use crate::recipe::Recipe;
 
@@ -9,16 +9,27 @@ use crate::recipe::Recipe;
 pub(super) struct Seams {
     policies: Vec<(&'static MethodEntry, Box<dyn Unmask>)>,
     pub(super) window: Option<Box<dyn Window>>,
+    /// Which tokens may stand where; the text's, until its sight takes it.
+    pub(super) rule: Option<Box<dyn CanvasRule>>,
 }
 
 impl Seams {
-    pub(super) fn new(recipe: &Recipe) -> Result<Self> {
-        let mut seams = Self { policies: Vec::new(), window: None };
+    pub(super) fn new(recipe: &Recipe, vocabulary: &dyn Vocabulary, mask: TokenId) -> Result<Self> {
+        let mut seams = Self { policies: Vec::new(), window: None, rule: None };
         for (method, member) in recipe.build()?.into_iter().zip(recipe.members()) {
             match method {
                 Method::Plain => {}
                 Method::Unmask(policy) => seams.policies.push((member.entry, policy)),
                 Method::Window(window) => seams.window = Some(window),
+                Method::Constrain(constraint) => {
+                    let Some(rule) = constraint.on_canvas(vocabulary, mask)? else {
+                        let what = "cannot say what may stand in the middle of a text, where masks \
+                                    are filled. Next: `regex`, which can";
+                        let method = member.entry.slug.to_owned();
+                        return Err(Error::Method { method, what: what.to_owned() });
+                    };
+                    seams.rule = Some(rule);
+                }
                 _ => {
                     let what = "is for models that write from left to right; this one fills masks";
                     let method = member.entry.slug.to_owned();

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use tessera_core::dist::softmax;
 use tessera_core::{
-    CacheOptions, Canvas, Error, Filling, HiddenSite, Hint, Input, KeySet, KvStore, Layers, Mask,
-    Pass, Position, Prediction, Result, Reveal, Row, RowsOut, Segment, Window, WindowPlan,
-    WindowView, Write,
+    CacheOptions, Canvas, CanvasRule, Error, Filling, HiddenSite, Hint, Input, KeySet, KvStore,
+    Layers, Mask, Pass, Position, Prediction, Result, Reveal, Row, RowsOut, Segment, Window,
+    WindowPlan, WindowView, Write,
 };
 
 use crate::autoregressive::Model;
@@ -20,6 +20,8 @@ pub(super) struct Sight<'a> {
     store: Option<Box<dyn KvStore>>,
     /// Positions whose token has changed since their row was computed.
     stale: Vec<Position>,
+    /// Which tokens may stand where.
+    pub(super) rule: Option<Box<dyn CanvasRule>>,
     /// What the first pass shows of a prior.
     pub(super) hints: Vec<Hint>,
     passes: usize,
@@ -36,6 +38,7 @@ impl<'a> Sight<'a> {
             reveal: Reveal::new(),
             store: None,
             stale: Vec::new(),
+            rule: None,
             hints: Vec::new(),
             passes: 0,
             rows: 0,
@@ -171,7 +174,7 @@ impl<'a> Sight<'a> {
         self.stale.sort_unstable();
         self.stale.dedup();
         let masked = seen.iter().map(|&(p, _)| p).collect();
-        self.prediction(0, 0, masked)
+        self.prediction((0, 0), canvas, masked)
     }
 
     /// Rows that the cache holds.
@@ -239,12 +242,12 @@ impl<'a> Sight<'a> {
         self.store = store;
         done?;
         let mut first = 0;
-        let one = |masked: Vec<Position>| {
-            let found = self.prediction(0, first, masked);
+        let one = |(canvas, masked): (&Canvas, Vec<Position>)| {
+            let found = self.prediction((0, first), canvas, masked);
             first += found.as_ref().map_or(0, |p| p.positions.len());
             found
         };
-        masked.into_iter().map(one).collect()
+        canvases.iter().zip(masked).map(one).collect()
     }
 
     /// What the model thinks of the masks of `region`, or of all if `wide`, of several canvases, in one
@@ -280,7 +283,8 @@ impl<'a> Sight<'a> {
             .collect();
         let rows = canvases.iter().map(Canvas::len).sum();
         self.forward(&mut segments, rows)?;
-        masked.into_iter().enumerate().map(|(s, masked)| self.prediction(s, 0, masked)).collect()
+        let seen = canvases.iter().zip(masked).enumerate();
+        seen.map(|(s, (canvas, masked))| self.prediction((s, 0), canvas, masked)).collect()
     }
 
     fn forward(&mut self, segments: &mut [Segment<'_>], rows: usize) -> Result<()> {
@@ -291,13 +295,15 @@ impl<'a> Sight<'a> {
         Ok(())
     }
 
-    /// The logits of `segment` from the `first` on, which are of `positions`.
+    /// The logits of `segment` from the `first` on, which are of `positions` of `canvas`; under a rule,
+    /// those of the tokens that may stand there.
     fn prediction(
-        &self,
-        segment: usize,
-        first: usize,
+        &mut self,
+        (segment, first): (usize, usize),
+        canvas: &Canvas,
         positions: Vec<Position>,
     ) -> Result<Prediction> {
+        let allowed = self.rule.as_mut().and_then(|rule| rule.allowed(canvas, &positions));
         let vocab = self.reveal.vocab();
         let mut logits = Vec::with_capacity(positions.len() * vocab);
         let mut probabilities = vec![0.0; positions.len() * vocab];
@@ -306,6 +312,13 @@ impl<'a> Sight<'a> {
             let row = &mut logits[i * vocab..];
             if let Some(mask) = row.get_mut(self.filling.mask as usize) {
                 *mask = f32::NEG_INFINITY;
+            }
+            if let Some(set) = allowed.as_ref().map(|sets| &sets[i]) {
+                // A canvas that does not fit, which only a look ahead can see, allows nothing.
+                if (0..).zip(&*row).any(|(t, &l)| set.contains(t) && l > f32::NEG_INFINITY) {
+                    let refused = (0..).zip(&mut *row).filter(|&(t, _)| !set.contains(t));
+                    refused.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+                }
             }
             softmax(row, &mut probabilities[i * vocab..(i + 1) * vocab])?;
         }

@@ -164,9 +164,8 @@ impl<'m> Batch<'m> {
         drop(segments);
         self.work.passes += 1;
         let mut ended = Vec::new();
-        let mut at = 0;
         let mut kept = Vec::with_capacity(self.texts.len());
-        for mut text in self.texts.drain(..) {
+        for (at, mut text) in self.texts.drain(..).enumerate() {
             text.done = text.tokens.len();
             if self.stem.is_none() {
                 self.stem = Some((text.tokens.clone(), text.cache.fork()?));
@@ -175,7 +174,6 @@ impl<'m> Batch<'m> {
             // The penalties must not hold the prompt's words against the text.
             let history = &text.tokens[text.prompt..];
             let token = self.sampler.draw(self.reveal.logits(at, 0), history, key)?;
-            at += 1;
             self.work.drawn += 1;
             let complete = self.vocabulary.is_end(token);
             if !complete {

@@ -3,7 +3,7 @@
 use tessera_core::dist::Key;
 
 /// The purpose of the numbers that choose words (`Key::purpose`).
-const WORDS: u64 = 0x3707_d5;
+const WORDS: u64 = 0x0037_07d5;
 
 /// Names with the word for who bears them.
 const CHILDREN: &[(&str, &str)] = &[
@@ -190,7 +190,7 @@ const EVENTS: &[&str] = &[
 
 /// The `i`-th word list's choice for a story.
 fn pick<T: Copy>(list: &[T], key: Key, i: u32) -> Option<T> {
-    list.get((key.bits(i) >> 32) as usize * list.len() >> 32).copied()
+    list.get(((key.bits(i) >> 32) as usize * list.len()) >> 32).copied()
 }
 
 /// The request for story `index`: depends on the seed and the index only.

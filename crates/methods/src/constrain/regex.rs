@@ -5,6 +5,7 @@
 //! Implemented: the whole text matches `pattern`, in Rust's regex syntax, from its first to its last
 //!   character, as the library `llguidance` reads it: no look-around, no back-references; `\d`, `\w`
 //!   and `\s` are Unicode's.
+//!   On a canvas of masks a finite automaton (`regex-automata`) says what may stand where.
 //! Left out: patterns over bytes that are no UTF-8.
 //! Tag: regex
 
@@ -15,7 +16,7 @@ use tessera_core::entry::{
 };
 
 use super::{CONDITIONED, RULE, check_seconds};
-use crate::guidance::{Guidance, Source};
+use crate::guidance::{EVERYTHING, Guidance, Source};
 
 /// Settings of a regular expression.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +30,7 @@ pub struct Regex {
 
 impl Default for Regex {
     fn default() -> Self {
-        Self { pattern: "(?s:.*)".to_owned(), seconds: 10.0 }
+        Self { pattern: EVERYTHING.to_owned(), seconds: 10.0 }
     }
 }
 
