@@ -315,8 +315,10 @@ impl Run<'_> {
                 schedule.layers(step, layers.len(), &mut active)?;
             }
             let mut segments = recycle(memory);
+            let mut before_pass = 0;
             for (choice, cache) in choices.iter().zip(&mut caches).filter(|(c, _)| c.is_open()) {
                 let (tokens, positions, mask) = choice.speculation.rows();
+                before_pass += cache.table().total_rows() as u64;
                 segments.push(Segment {
                     input: Input::Tokens(tokens),
                     positions,
@@ -332,6 +334,7 @@ impl Run<'_> {
             let rows = segments.iter().map(|s| s.positions.len()).sum();
             let parts = choices.iter().zip(&mut *reductions).filter(|(c, _)| c.is_open());
             let mut seats = Seats::new(parts.map(|(_, reduction)| reduction.decode_sites()));
+            self.stats.held_rows += before_pass;
             let mut pass = Pass::new(&mut segments);
             pass.sites = seats.as_mut().map(|s| s as &mut dyn Sites);
             if let Some(heads) = received {
@@ -342,6 +345,7 @@ impl Run<'_> {
             }
             self.model.backbone.forward(&mut pass, &mut self.reveal)?;
             memory = recycle(segments);
+            self.stats.read_rows += before_pass - seats.map_or(0, |s| s.unread).min(before_pass);
             step += 1;
             self.stats.passes += 1;
             self.stats.rows += rows;

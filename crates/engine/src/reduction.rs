@@ -221,13 +221,15 @@ fn apply(
 pub(crate) struct Seats<'a> {
     /// By segment.
     seats: Vec<Option<&'a mut dyn Sites>>,
+    /// Cached rows that plans left unread so far, over layers and key heads.
+    pub(crate) unread: u64,
 }
 
 impl<'a> Seats<'a> {
     /// `None` if none of them takes part.
     pub(crate) fn new(seats: impl Iterator<Item = Option<&'a mut dyn Sites>>) -> Option<Self> {
         let seats: Vec<_> = seats.collect();
-        seats.iter().any(Option::is_some).then_some(Self { seats })
+        seats.iter().any(Option::is_some).then_some(Self { seats, unread: 0 })
     }
 }
 
@@ -260,7 +262,13 @@ impl Sites for Seats<'_> {
     fn read(&mut self, evidence: &ReadEvidence<'_>) -> Result<Option<Vec<Vec<Row>>>> {
         match self.seats.get_mut(evidence.segment) {
             Some(Some(site)) if site.reads(evidence.layer) => {
-                site.read(&ReadEvidence { segment: 0, ..*evidence })
+                let plan = site.read(&ReadEvidence { segment: 0, ..*evidence })?;
+                let cached = evidence.cached;
+                let unread = |list: &Vec<Row>| {
+                    cached - list.partition_point(|&row| (row as usize) < cached).min(cached)
+                };
+                self.unread += plan.iter().flatten().map(unread).sum::<usize>() as u64;
+                Ok(plan)
             }
             _ => Ok(None),
         }

@@ -180,6 +180,11 @@ pub struct Stats {
     pub whole_rows: usize,
     /// Those of them that the caches hold at the end; the others were evicted.
     pub kept_rows: usize,
+    /// Cache rows that lay before the decoding passes, summed over layers, key heads, choices and
+    /// passes; a pass's own rows left out.
+    pub held_rows: u64,
+    /// Those of them that a policy did not rule out of being read.
+    pub read_rows: u64,
     /// Bytes of all caches at the end, spare room included.
     pub cache_bytes: usize,
     /// Largest such number seen: before an eviction, or at the end.
@@ -220,6 +225,11 @@ impl Stats {
             0 => 0.0,
             whole => 1.0 - self.kept_rows.min(whole) as f64 / whole as f64,
         }
+    }
+
+    /// Share of the cached rows that decoding passes read; 1 if nothing was decoded.
+    pub fn read(&self) -> f64 {
+        if self.held_rows == 0 { 1.0 } else { self.read_rows as f64 / self.held_rows as f64 }
     }
 
     /// Tokens decoded per second; 0 if there were none.

@@ -1,7 +1,9 @@
 //! Attention of a decoded token, dense and over the best eighth of the rows, at the shape of
-//! Qwen2.5 0.5B (24 layers of 14 query and 2 key/value heads of 64 values, a quarter of the columns
-//! ranked), for 1 and 16 sequences and contexts of 1024 to 16384. `TESSERA_THREADS` sets the threads
-//! (default: 2), `TESSERA_LAYERS` the layers (default: 24 for one sequence, 4 for several).
+//! Qwen2.5 0.5B (24 layers of 14 query and 2 key/value heads of 64 values), for 1 and 16 sequences and
+//! contexts of 1024 to 16384. `TESSERA_COLUMNS` sets how many columns of a key rows are ranked by
+//! (default: 24, as `fasa` does at this shape), `TESSERA_THREADS` the threads (default: 2),
+//! `TESSERA_LAYERS` the layers (default: 24 for one sequence, 4 for several), `TESSERA_CONTEXT` one
+//! context (default: all).
 //!
 //! Prints milliseconds a step for all sequences, brought to 24 layers: the median of the repetitions,
 //! and the bytes read by each. Ranking, listing and attending are shown apart.
@@ -17,7 +19,6 @@ use tessera_kernels::{KvLayer, Pool};
 const HEADS: usize = 14;
 const KV_HEADS: usize = 2;
 const DIM: usize = 64;
-const COLUMNS: usize = 16;
 const LAYERS: usize = 24;
 const REPEATS: usize = 9;
 
@@ -43,14 +44,22 @@ fn number(name: &str) -> Option<usize> {
 
 fn main() {
     let pool = Pool::new(number("TESSERA_THREADS").unwrap_or(2));
-    println!("threads {}, {}; ms a step of {LAYERS} layers", pool.threads(), pool.isa());
+    let columns = number("TESSERA_COLUMNS").unwrap_or(24).clamp(1, DIM);
+    println!(
+        "threads {}, {}; ms a step of {LAYERS} layers, ranked by {columns} of {DIM} columns",
+        pool.threads(),
+        pool.isa()
+    );
     println!(
         "sequences context |  dense    MB |   rank   list attend | sparse    MB |  ratio  pooling"
     );
     for sequences in [1, 16] {
         let layers = number("TESSERA_LAYERS").unwrap_or(if sequences == 1 { LAYERS } else { 4 });
+        let one = number("TESSERA_CONTEXT");
         for context in [1024, 2048, 4096, 8192, 16384] {
-            measure(&pool, sequences, layers, context);
+            if one.is_none_or(|one| one == context) {
+                measure(&pool, sequences, layers, context, columns);
+            }
         }
     }
 }
@@ -59,7 +68,7 @@ fn input<'a>(layer: &'a KvLayer, q: &'a [f32], spans: &'a SpanTable) -> AttendIn
     AttendInput { layer, q, rows: 1, heads: HEADS, scale: 0.125, softcap: None, bias: None, spans }
 }
 
-fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
+fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize, ranked_by: usize) {
     let count = context / 8;
     let width = KV_HEADS * DIM;
     let mut caches: Vec<KvLayer> = (0..sequences * layers)
@@ -87,14 +96,14 @@ fn measure(pool: &Pool, sequences: usize, layers: usize, context: usize) {
         dense.push(start.elapsed().as_secs_f64() * scale);
     }
     let columns: Vec<Vec<u16>> = (0..KV_HEADS as u16)
-        .map(|h| (0..COLUMNS as u16).map(|c| (c * 3 + h) % DIM as u16).collect())
+        .map(|h| (0..ranked_by as u16).map(|c| (c * 3 + h) % DIM as u16).collect())
         .collect();
     for layer in &mut caches {
         layer.index(&columns).expect("memory");
     }
     let per_row = KV_HEADS * DIM * 2 * LAYERS * sequences;
     let all = (2 * context * per_row) as f64 / 1e6;
-    let few = ((context * per_row * COLUMNS / DIM) + 2 * count * per_row) as f64 / 1e6;
+    let few = ((context * per_row * ranked_by / DIM) + 2 * count * per_row) as f64 / 1e6;
     for (pooling, name) in [(Pooling::Sum, "sum"), (Pooling::Max, "max")] {
         let mut ranks = RankScratch::default();
         let mut chosen = vec![Vec::new(); KV_HEADS];

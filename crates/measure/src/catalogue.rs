@@ -23,14 +23,11 @@ pub fn latest<'a>(records: &'a [Record], slug: &str) -> Option<&'a Record> {
 pub fn measured(record: &Record) -> String {
     let own = |r: &Retention| r.points.iter().find(|p| p.part == Part::Method).cloned();
     let kept = record.retention.as_ref().and_then(own);
-    let answers = kept.as_ref().and_then(|p| Some((p.kept, p.all()?)));
+    let answers = kept.as_ref().and_then(|p| Some((p.memory(), p.all()?)));
     let speed = match (answers, record.speed()) {
-        (Some((kept, all)), _) => format!(
-            ", {:+.0} points of answers [{:+.0}, {:+.0}] with {:.0} % of the cache",
-            all.over_plain.median,
-            all.over_plain.low,
-            all.over_plain.high,
-            100.0 * kept
+        (Some((memory, all)), _) => format!(
+            ", {:+.0} points of answers [{:+.0}, {:+.0}] with {memory}",
+            all.over_plain.median, all.over_plain.low, all.over_plain.high,
         ),
         (None, Some(i)) => {
             format!(", {}x [{}, {}]", figure(i.median), figure(i.low), figure(i.high))

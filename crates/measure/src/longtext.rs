@@ -4,8 +4,9 @@
 //! [`LongText`] carries several questions, each a continuation of the same text: its rows are
 //! computed once and serve every question, budget and method. Four tasks:
 //!
-//! - `needle`: a few numbered facts of different kinds, each hidden once, at depths spread from the
-//!   beginning to the end;
+//! - `needle`: numbered facts of different kinds, each hidden once, at depths spread from the
+//!   beginning to the end; eight, and in long texts one for every 256 tokens up to forty, so that a
+//!   text that takes long to compute answers for many questions (kinds then repeat, places do not);
 //! - `multi-key`: many facts of one kind, so that the right one has to be told from its like;
 //! - `tracking`: chains of variables, each defined by the one before; the question asks for the last;
 //! - `recall`: lists of words; the question begins a list again and asks for its next words.
@@ -206,6 +207,9 @@ const WORDS: [&str; 48] = [
     "pocket", "ribbon", "tiger",
 ];
 
+/// Units of a text for every needle in it.
+const UNITS_PER_NEEDLE: usize = 256;
+
 /// A stream of choices.
 struct Dice {
     key: Key,
@@ -258,7 +262,7 @@ struct Facts {
     opening: &'static str,
 }
 
-fn facts(task: &str, dice: &mut Dice) -> Facts {
+fn facts(task: &str, length: usize, dice: &mut Dice) -> Facts {
     let mut facts = Facts {
         lines: Vec::new(),
         asked: Vec::new(),
@@ -266,7 +270,9 @@ fn facts(task: &str, dice: &mut Dice) -> Facts {
     };
     match task {
         "needle" => {
-            for (kind, key) in dice.some(&KINDS, 8).into_iter().zip(dice.some(&KEYS, 8)) {
+            let kinds = dice.some(&KINDS, KINDS.len());
+            let keys = dice.some(&KEYS, (length / UNITS_PER_NEEDLE).clamp(KINDS.len(), KEYS.len()));
+            for (kind, key) in kinds.into_iter().cycle().zip(keys) {
                 let number = dice.number();
                 let at = facts.lines.len();
                 facts.lines.push(format!("The {kind} for {key} is {number}."));
@@ -333,7 +339,7 @@ pub fn generate(
 ) -> LongText {
     let purpose = task.bytes().fold(0, |p: u64, b| p.wrapping_mul(257).wrapping_add(u64::from(b)));
     let mut dice = Dice::new(seed, purpose);
-    let facts = facts(task, &mut dice);
+    let facts = facts(task, length, &mut dice);
     let fixed = units(facts.opening) + facts.lines.iter().map(|l| units(l)).sum::<usize>();
     let (mut sentences, mut held) = (Vec::new(), fixed);
     loop {
@@ -404,6 +410,10 @@ mod tests {
         for task in TASKS {
             let one = text(task, 3000, 7);
             assert!(one.questions.len() >= 6);
+            let mut asked: Vec<&str> = one.questions.iter().map(|q| q.text.as_str()).collect();
+            asked.sort_unstable();
+            asked.dedup();
+            assert_eq!(asked.len(), one.questions.len(), "{task}: a question is asked once");
             for q in &one.questions {
                 let found = one.text.find(&q.answer).unwrap();
                 let share = 100 * found / one.text.len();
@@ -416,6 +426,13 @@ mod tests {
                 depths.iter().min() < Some(&20) && depths.iter().max() > Some(&75),
                 "{depths:?}"
             );
+        }
+    }
+
+    #[test]
+    fn longer_texts_hide_more_needles() {
+        for (length, needles) in [(600, 8), (2048, 8), (4096, 16), (8192, 32), (12_000, 40)] {
+            assert_eq!(text("needle", length, 1).questions.len(), needles, "{length}");
         }
     }
 

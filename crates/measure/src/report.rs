@@ -230,7 +230,8 @@ fn answers(record: &Record, retention: &Retention, page: &mut String) {
     if let Some(first) = retention.points.first() {
         titles.extend(first.tasks.iter().map(|t| t.task.as_str()));
     }
-    titles.extend(["over plain (points)", "perplexity", "cache kept", "MB", "decoding (x)"]);
+    titles.extend(["over plain (points)", "perplexity", "cache kept", "rows read"]);
+    titles.extend(["MB", "decoding (x)"]);
     let line = |p: &Point| {
         let mut cells = vec![p.label.clone()];
         cells.push(if p.value.is_null() { "–".to_owned() } else { p.value.to_string() });
@@ -238,6 +239,7 @@ fn answers(record: &Record, retention: &Retention, page: &mut String) {
         cells.push(interval(p.all().map(|a| a.over_plain)));
         cells.push(figure(p.perplexity));
         cells.push(format!("{:.0} %", 100.0 * p.kept));
+        cells.push(format!("{:.0} %", 100.0 * p.read));
         cells.push(format!("{:.1}", p.cache_bytes as f64 / 1e6));
         cells.push(interval(p.speed));
         cells

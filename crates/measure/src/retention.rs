@@ -82,6 +82,9 @@ pub struct Point {
     pub tasks: Vec<Answers>,
     /// Share of the cache's rows that was kept, the median, 0 to 1.
     pub kept: f64,
+    /// Share of the rows held that decoding passes read, the median, 0 to 1.
+    #[serde(default = "all")]
+    pub read: f64,
     /// Bytes of the cache at the end of an answer, the median.
     pub cache_bytes: usize,
     /// Perplexity of the texts' last tokens, each read by a decoding pass.
@@ -128,12 +131,30 @@ impl Retention {
     }
 }
 
+/// What older records read: they hold no such count, and no figure below it was asked for.
+fn all() -> f64 {
+    1.0
+}
+
 impl Point {
+    /// What was spent on remembering, as a sentence goes on after "with": rows kept, and rows read
+    /// where those are fewer than the kept ones.
+    pub fn memory(&self) -> String {
+        let (kept, read) = (100.0 * self.kept, 100.0 * self.read);
+        match self.read < 0.995 {
+            false => format!("{kept:.0} % of the cache"),
+            true => format!("{kept:.0} % of the cache kept and {read:.0} % of its rows read"),
+        }
+    }
+
     /// The answers to all questions.
     pub fn all(&self) -> Option<&Answers> {
         self.tasks.last()
     }
 }
+
+/// Tokens of an answer beyond those that the vocabulary spells it with.
+const SPELLING: usize = 4;
 
 /// An arm at a value.
 struct Variant<'a> {
@@ -271,13 +292,15 @@ fn read(
     let whole_time = trial::run(model, &mut base, &request, cancel)?.prefill_seconds;
     for (q, prompt) in text.prompts.iter().enumerate() {
         request.prompt.clone_from(prompt);
+        // Room for another spelling of the answer and for what shows that it ended.
+        let answer = model.vocabulary.encode(&text.text.questions[q].answer).len() + SPELLING;
         let mut order: Vec<usize> = (0..variants.len()).collect();
         order.rotate_left((turn + q) % variants.len());
         for v in order {
             let variant = &variants[v];
             request.recipe = variant.recipe.clone();
             request.ignore_end = false;
-            request.max_tokens = Some(plan.answer);
+            request.max_tokens = Some(answer.min(plan.answer));
             let fork = |request: &Request| -> Result<Trial> {
                 let mut sequence = match variant.whole {
                     true => Sequence::new(model.backbone, request.prompt.len() + 64)?,
@@ -382,6 +405,7 @@ fn point(variants: &[Variant<'_>], at: usize, texts: &[Reading], seen: &[Vec<See
         value: variant.value.clone(),
         tasks,
         kept: middle(&|t| 1.0 - t.forgotten),
+        read: middle(&|t| t.counts.read_share()),
         cache_bytes: middle(&|t| t.cache_bytes as f64) as usize,
         perplexity: {
             let all: Vec<f64> = seen.iter().flat_map(|s| s[at].logprobs.iter().copied()).collect();

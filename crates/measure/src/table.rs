@@ -132,7 +132,8 @@ fn answers(record: &Record, retention: &Retention, text: &mut String) {
     let setting = if retention.setting.is_empty() { "setting" } else { &retention.setting };
     let mut titles = vec!["right answers", setting];
     titles.extend(&tasks);
-    titles.extend(["over plain", "over control", "perplexity", "cache kept", "MB", "decoding"]);
+    titles.extend(["over plain", "over control", "perplexity", "cache kept", "rows read"]);
+    titles.extend(["MB", "decoding"]);
     let mut grid = Grid::new(&titles);
     for point in &retention.points {
         let value = match &point.value {
@@ -154,6 +155,7 @@ fn answers(record: &Record, retention: &Retention, text: &mut String) {
         cells.push(points(all.and_then(|a| a.over_control)));
         cells.push(figure(point.perplexity));
         cells.push(percent(point.kept));
+        cells.push(percent(point.read));
         cells.push(format!("{:.1}", point.cache_bytes as f64 / 1e6));
         cells.push(point.speed.map_or_else(|| "-".to_owned(), |i| figure(i.median) + "x"));
         grid.row(cells);

@@ -32,6 +32,12 @@ pub struct Counts {
     /// Tokens drawn: those committed by passes and the first of each text.
     #[serde(default)]
     pub drawn: usize,
+    /// Cache rows that lay before the decoding passes, over layers and key heads.
+    #[serde(default)]
+    pub held: u64,
+    /// Those of them that were read.
+    #[serde(default)]
+    pub read: u64,
 }
 
 impl Counts {
@@ -55,6 +61,11 @@ impl Counts {
         ratio(self.guesses as f64, self.all_passes() as f64)
     }
 
+    /// Share of the cache's rows that decoding passes read, 0 to 1; 1 where it was not counted.
+    pub fn read_share(&self) -> f64 {
+        if self.held == 0 { 1.0 } else { self.read as f64 / self.held as f64 }
+    }
+
     /// Share of the guesses that became text, 0 to 1; `None` without guesses.
     pub fn acceptance(&self) -> Option<f64> {
         (self.guesses > 0).then(|| self.accepted as f64 / self.guesses as f64)
@@ -73,6 +84,8 @@ impl Counts {
         self.questions += other.questions;
         self.masks += other.masks;
         self.drawn += other.drawn;
+        self.held += other.held;
+        self.read += other.read;
         for (&rows, &n) in &other.passes {
             *self.passes.entry(rows).or_default() += n;
         }
@@ -164,6 +177,7 @@ pub fn run(
     let asked = outcome.stats.constraint.unwrap_or_default();
     (counts.questions, counts.masks) = (asked.evaluations, asked.masks);
     counts.drawn = outcome.stats.drawn_tokens;
+    (counts.held, counts.read) = (outcome.stats.held_rows, outcome.stats.read_rows);
     Ok(Trial {
         tokens: first.tokens,
         reason: first.reason,

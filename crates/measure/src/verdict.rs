@@ -159,10 +159,12 @@ pub fn of_retention(retention: &Retention, rival: Option<&str>) -> Verdict {
     let Some(answers) = point.all() else {
         return say(Word::NotHere, "nothing was asked, so there is nothing to judge".to_owned());
     };
-    let kept = 100.0 * point.kept;
     let held = format!(
-        "{} of {} answers with {kept:.0} % of the cache, where the plain run has {}",
-        answers.right, answers.asked, plain.right
+        "{} of {} answers with {}, where the plain run has {}",
+        answers.right,
+        answers.asked,
+        point.memory(),
+        plain.right
     );
     if plain.right * 4 < plain.asked {
         let reason = format!("the model answers too few questions for a loss to show: {held}");
@@ -306,6 +308,7 @@ mod tests {
                 over_rival: rival.map(mean),
             }],
             kept: 0.125,
+            read: 1.0,
             cache_bytes: 1000,
             perplexity: 9.0,
             speed: None,

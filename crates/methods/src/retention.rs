@@ -76,6 +76,30 @@ impl Budget {
     }
 }
 
+/// A budget that becomes a number of rows once the prompt is there, and holds from then on.
+#[derive(Debug, Clone)]
+pub struct Cap {
+    budget: Budget,
+    rows: Option<usize>,
+}
+
+impl Cap {
+    /// Not yet known: nothing exceeds it.
+    pub fn new(budget: Budget) -> Self {
+        Self { budget, rows: None }
+    }
+
+    /// Sets it for a prompt whose longest head holds `rows`.
+    pub fn set(&mut self, rows: usize) {
+        self.rows = self.budget.of(rows);
+    }
+
+    /// Most rows of a head, if `table` holds more.
+    pub fn exceeded(&self, table: &CacheTable) -> Option<usize> {
+        self.rows.filter(|&rows| table.len() > rows)
+    }
+}
+
 /// Whether a setting lies within its range.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! Decoding after a long prompt on a real model, dense and with `fasa` reading an eighth of the rows,
-//! for 1 and 16 sequences: `cargo bench -p tessera-runtime --bench sparse -- [MODEL] [TOKENS]`.
+//! for 1 and 16 sequences: `cargo bench -p tessera-runtime --bench sparse -- [MODEL] [TOKENS] [SETTINGS]`
+//! (settings of `fasa`, such as `pairs=8`).
 //!
 //! Prints milliseconds a step (median), the gain, and what the bytes that a step reads predict. With
 //! `TESSERA_BENCH_WAIT=FILE` it waits after the prompt until that file exists, so that the machine
@@ -49,7 +50,7 @@ fn main() {
         session.info().threads,
         start.elapsed().as_secs_f64()
     );
-    let call = MethodCall::parse(METHODS, &format!("fasa:budget={}", rows / SHARE)).expect("fasa");
+    let call = MethodCall::parse(METHODS, &text_of(rows, arguments.get(2))).expect("fasa");
     let recipe = Recipe::resolve(METHODS, &[call]).expect("a recipe");
     let recipe = session.prepared(&recipe).expect("a calibration");
     let Some(Method::Reduce(mut policy)) = recipe.build().expect("a policy").pop() else { return };
@@ -66,9 +67,16 @@ fn main() {
     let spec = backbone.spec();
     let weights = session.info().bytes_per_token as f64;
     let dense_bytes = session.cache_bytes_read(rows) as f64;
-    // A quarter of the columns of the keys, and the chosen rows.
+    // The columns of all keys that rank them, and the chosen rows.
+    let ranked_by: usize = match policy.decode_sites() {
+        Some(sites) => (0..spec.layers)
+            .filter_map(|l| sites.columns(0, l))
+            .flat_map(|heads| heads.iter().map(Vec::len))
+            .sum(),
+        None => 0,
+    };
     let all_rows = (rows * spec.layers * spec.kv_heads * spec.head_dim * 2) as f64;
-    let few_bytes = all_rows / 4.0 + 2.0 * all_rows / SHARE as f64;
+    let few_bytes = (rows * ranked_by * 2) as f64 + 2.0 * all_rows / SHARE as f64;
     println!("sequences |  dense ms   fasa ms |   gain  by bytes | first fasa step ms");
     for count in [1, 16] {
         let mut caches: Vec<Box<dyn KvStore>> =
@@ -80,6 +88,12 @@ fn main() {
         let predicted = (weights + n * dense_bytes) / (weights + n * few_bytes);
         println!("{count:9} | {d:9.2} {f:9.2} | {:5.2}x {predicted:8.2}x | {:.0}", d / f, fasa[0]);
     }
+}
+
+/// `fasa` over its share of the rows, and what was asked for besides.
+fn text_of(rows: usize, settings: Option<&String>) -> String {
+    let more = settings.map_or_else(String::new, |s| format!(",{s}"));
+    format!("fasa:budget={}{more}", rows / SHARE)
 }
 
 /// Milliseconds of each step.

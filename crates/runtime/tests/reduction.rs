@@ -43,8 +43,9 @@ const REDUCED: &[&str] = &[
     "dapq:budget=64",
     "dapq:budget=64,linked=false,sinks=4,window=16,pooling=mean",
     "treekv:budget=64",
-    "treekv:budget=64,per_head=true,scores=true",
-    "treekv:budget=64,scores=false",
+    "treekv:budget=64,per_head=true",
+    "treekv:budget=64,leaves=younger",
+    "treekv:budget=64,leaves=random",
     "treekv:budget=64,rerank=false",
 ];
 

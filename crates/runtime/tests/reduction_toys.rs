@@ -193,7 +193,7 @@ fn what_does_not_go_together_is_refused_by_name_and_everything_else_runs() {
         "random-eviction:budget=20,decode=true",
         "snapkv:budget=40",
         "dapq:ratio=0.7",
-        "treekv:budget=20,scores=false",
+        "treekv:budget=20,leaves=younger",
     ];
     for reducer in reducers {
         assert!(answer(&m, &[reducer, "skipdecode"]).is_ok(), "{reducer}");

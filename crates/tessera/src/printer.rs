@@ -129,16 +129,24 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
             stats.peak_cache_bytes as f64 / 1e6,
         ),
     };
+    let read = match stats.read() {
+        share if share > 0.995 => String::new(),
+        share => format!(", read {:.0}% of its rows", 100.0 * share),
+    };
     let filled = match stats.denoised {
         None => String::new(),
         Some(d) if d.guide_passes > 0 => {
+            let read = match stats.read() {
+                share if share > 0.995 => String::new(),
+                share => format!(", read {:.0}% of its rows", 100.0 * share),
+            };
             format!(", {} rounds, {} passes of the guide", d.rounds, d.guide_passes)
         }
         Some(d) => format!(", {} rounds", d.rounds),
     };
     format!(
         "[prompt {computed} tokens{reused}, {:.1} tok/s · answer {} tokens, {:.1} tok/s · {} \
-         passes{filled}{drafted}{asked}{forgotten} · {why} · seed {seed}]",
+         passes{filled}{drafted}{asked}{forgotten}{read} · {why} · seed {seed}]",
         stats.prefill_rate(),
         stats.drawn_tokens - usize::from(matches!(reason, FinishReason::End { .. })),
         stats.decode_rate(),
@@ -196,7 +204,7 @@ mod tests {
         {"event":"prefill_done","tokens":30,"reused":10,"seconds":0.5}
         {"event":"committed","choice":0,"tokens":[7],"text":""}
         {"event":"committed","choice":0,"tokens":[8],"text":"ab"}
-        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"drafted_tokens":0,"accepted_tokens":0,"draft_seconds":0.0,"reduce_seconds":0.0,"whole_rows":0,"kept_rows":0,"cache_bytes":0,"peak_cache_bytes":0,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
+        {"event":"done","choices":[{"tokens":[7,8],"text":"ab","reason":{"reason":"end","token":2}}],"stats":{"prompt_tokens":30,"reused_tokens":10,"prefill_seconds":0.5,"drawn_tokens":11,"decode_tokens":10,"decode_seconds":0.25,"passes":11,"rows":30,"drafted_tokens":0,"accepted_tokens":0,"draft_seconds":0.0,"reduce_seconds":0.0,"whole_rows":0,"kept_rows":0,"held_rows":0,"read_rows":0,"cache_bytes":0,"peak_cache_bytes":0,"prefill_rate":40.0,"decode_rate":40.0},"seed":5}
         "#);
     }
 
@@ -212,10 +220,15 @@ mod tests {
             kept_rows: 100,
             cache_bytes: 1_500_000,
             peak_cache_bytes: 4_000_000,
+            held_rows: 1000,
+            read_rows: 125,
             ..stats
         };
         let line = stats_line(&reduced, FinishReason::Cancelled, 5, 64);
-        assert!(line.contains("forgot 75% of the cache (1.5 of 4.0 MB left)"), "{line}");
+        assert!(
+            line.contains("forgot 75% of the cache (1.5 of 4.0 MB left), read 12% of its rows"),
+            "{line}"
+        );
         assert!(stats_line(&stats, FinishReason::Cancelled, 5, 64).contains("cancelled"));
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Every sum runs in an order that depends on the shapes alone, so a training run is repeated bit
 //! for bit at any number of threads. A processor with bf16 matrix tiles would take another path in
-//! [`gemm`], the one place where products are made; none is written yet.
+//! `gemm.rs`, the one place where products are made; none is written yet.
 #![allow(unsafe_code)]
 
 mod adamw;

@@ -18,7 +18,7 @@ use tessera_core::entry::{
 };
 use tessera_core::{CacheTable, CommittedStep, Eviction, Reduce, ReduceContext, Result, TokenId};
 
-use crate::retention::{Budget, evict, highest, within};
+use crate::retention::{Budget, Cap, evict, highest, within};
 
 /// Settings of random eviction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -85,9 +85,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
 #[derive(Debug, Clone)]
 pub struct Lottery {
     config: RandomEviction,
-    budget: Budget,
-    /// Most rows of a head, known once the prompt is.
-    cap: Option<usize>,
+    cap: Cap,
 }
 
 impl Lottery {
@@ -97,11 +95,11 @@ impl Lottery {
     /// [`Error::Method`] for a budget out of range.
     pub fn new(config: RandomEviction) -> Result<Self> {
         let budget = Budget::of_method("random-eviction", config.budget, config.ratio, ROWS)?;
-        Ok(Self { config, budget, cap: None })
+        Ok(Self { config, cap: Cap::new(budget) })
     }
 
     fn draw(&self, table: &CacheTable, key: Key) -> Result<Option<Eviction>> {
-        let Some(cap) = self.cap.filter(|&cap| table.len() > cap) else { return Ok(None) };
+        let Some(cap) = self.cap.exceeded(table) else { return Ok(None) };
         let RandomEviction { sinks, recent, apart, .. } = self.config;
         let sinks = sinks.min(cap);
         let recent = recent.min(cap - sinks);
@@ -122,7 +120,7 @@ impl Reduce for Lottery {
 
     fn after_prefill(&mut self, context: &mut ReduceContext<'_>) -> Result<Option<Eviction>> {
         let table = context.target.cache.table();
-        self.cap = self.budget.of(table.len());
+        self.cap.set(table.len());
         self.draw(table, context.key())
     }
 
@@ -143,7 +141,7 @@ mod tests {
         let mut table = CacheTable::new(2, 2, KeyForm::Rotated);
         table.append(&(0..rows).collect::<Vec<_>>());
         let mut lottery = Lottery::new(config).unwrap();
-        lottery.cap = lottery.budget.of(table.len());
+        lottery.cap.set(table.len());
         let eviction = lottery.draw(&table, Key::new(seed, 0, 0)).unwrap().unwrap();
         eviction.plan.validate(&table).unwrap();
         let heads = [(0, 0), (0, 1), (1, 0), (1, 1)];

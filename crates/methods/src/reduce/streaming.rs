@@ -17,7 +17,7 @@ use tessera_core::entry::{
 };
 use tessera_core::{CacheTable, CommittedStep, Eviction, Reduce, ReduceContext, Result, Row};
 
-use crate::retention::{Budget, evict, within};
+use crate::retention::{Budget, Cap, evict, within};
 
 /// Settings of the sinks and the window.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -86,9 +86,7 @@ const ROWS: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Window {
     config: Streaming,
-    budget: Budget,
-    /// Most rows of a head, known once the prompt is.
-    cap: Option<usize>,
+    cap: Cap,
 }
 
 impl Window {
@@ -98,12 +96,12 @@ impl Window {
     /// [`tessera_core::Error::Method`] for a budget out of range.
     pub fn new(config: Streaming) -> Result<Self> {
         let budget = Budget::of_method("streaming", config.budget, config.ratio, ROWS)?;
-        Ok(Self { config, budget, cap: None })
+        Ok(Self { config, cap: Cap::new(budget) })
     }
 
     /// What a cache keeps that exceeds the budget.
     fn trim(&self, table: &CacheTable) -> Result<Option<Eviction>> {
-        let Some(cap) = self.cap.filter(|&cap| table.len() > cap) else { return Ok(None) };
+        let Some(cap) = self.cap.exceeded(table) else { return Ok(None) };
         let sinks = self.config.sinks.min(cap);
         evict(table, self.config.rerank, |_, _, held| match held > cap {
             true => (0..sinks).chain(held - (cap - sinks)..held).map(|row| row as Row).collect(),
@@ -119,7 +117,7 @@ impl Reduce for Window {
     }
 
     fn after_prefill(&mut self, context: &mut ReduceContext<'_>) -> Result<Option<Eviction>> {
-        self.cap = self.budget.of(context.target.cache.table().len());
+        self.cap.set(context.target.cache.table().len());
         self.trim(context.target.cache.table())
     }
 
@@ -136,7 +134,7 @@ mod tests {
     fn window(budget: usize, sinks: usize) -> Window {
         let config = Streaming { budget: Some(budget), sinks, ..Streaming::default() };
         let mut window = Window::new(config).unwrap();
-        window.cap = window.budget.of(0);
+        window.cap.set(0);
         window
     }
 

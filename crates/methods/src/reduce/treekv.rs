@@ -21,6 +21,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tessera_core::dist::Key;
 use tessera_core::entry::{
     Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Settings,
     Site, defaults_of, read_as, resolve_as, schema_of,
@@ -49,12 +50,27 @@ pub struct TreeKv {
     pub recent: Option<usize>,
     /// Rows of a block of a prompt that is longer than the cache, and rows that look at it. 1 to 512.
     pub block: usize,
-    /// Whether attention decides; otherwise it is always the younger one of two that leaves.
-    pub scores: bool,
+    /// Which of two neighbours leaves: the one that received less `attention` (the paper), always the
+    /// `younger` (the tree alone, the paper's ablation), or one at `random` (ours, a control of the
+    /// choice).
+    pub leaves: Leaves,
     /// Whether each key head keeps rows of its own; otherwise those of a layer keep the same.
     pub per_head: bool,
     /// Whether the rows that stay take their ranks as positions, as in the paper.
     pub rerank: bool,
+}
+
+/// Which of two neighbours leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Leaves {
+    /// The one that received less attention on average since it came; the older one of equals.
+    #[default]
+    Attention,
+    /// The younger one.
+    Younger,
+    /// Either, by a coin that the request's seed decides.
+    Random,
 }
 
 impl Default for TreeKv {
@@ -65,7 +81,7 @@ impl Default for TreeKv {
             sinks: 4,
             recent: None,
             block: 32,
-            scores: true,
+            leaves: Leaves::Attention,
             per_head: false,
             rerank: true,
         }
@@ -186,6 +202,9 @@ pub struct Tree {
     lists: Vec<Vec<Score>>,
     /// The cursor, from 1; all lists lose a row at the same time.
     at: usize,
+    /// Coins of [`Leaves::Random`], and how many were thrown for each list: a step of several rows
+    /// throws those of as many steps.
+    coins: (Key, u32),
 }
 
 impl Tree {
@@ -195,7 +214,25 @@ impl Tree {
     /// [`Error::Method`] for a budget out of range.
     pub fn new(config: TreeKv) -> Result<Self> {
         let budget = Budget::of_method("treekv", config.budget, config.ratio, ROWS)?;
-        Ok(Self { config, budget, layout: None, lists: Vec::new(), at: 1 })
+        let coins = (Key::new(0, 0, 0), 0);
+        Ok(Self { config, budget, layout: None, lists: Vec::new(), at: 1, coins })
+    }
+
+    fn by_attention(&self) -> bool {
+        self.config.leaves == Leaves::Attention
+    }
+
+    /// Whether the younger one of a pair of list `list` leaves at the row that is the `made`th, where
+    /// the two received `means`.
+    fn younger_leaves(&self, list: usize, made: u32, means: impl Fn() -> (f32, f32)) -> bool {
+        match self.config.leaves {
+            Leaves::Attention => {
+                let (older, younger) = means();
+                older > younger
+            }
+            Leaves::Younger => true,
+            Leaves::Random => self.coins.0.purpose(list as u64).uniform(made) < 0.5,
+        }
     }
 
     fn heads(&self) -> HeadSum {
@@ -233,7 +270,7 @@ impl Tree {
     }
 
     /// Reduces a prompt longer than the cache block by block; returns the rows kept of each list.
-    fn blocks(&self, layout: Layout) -> Vec<Vec<Row>> {
+    fn blocks(&mut self, layout: Layout) -> Vec<Vec<Row>> {
         let held = self.lists[0].len();
         let capacity = layout.managed();
         // Small regions need small blocks, or there is nothing to choose.
@@ -241,7 +278,7 @@ impl Tree {
         let region = held - layout.sinks - layout.recent;
         let whole = region / block;
         let room = ((capacity - region % block) / block).max(1);
-        let keep = |list: &Vec<Score>| {
+        let keep = |(i, list): (usize, &Vec<Score>)| {
             let start = |b: usize| layout.sinks + b * block;
             let mean = |b: usize| {
                 let rows = &list[start(b)..start(b + 1)];
@@ -251,8 +288,9 @@ impl Tree {
             for next in 0..whole {
                 kept.push(next);
                 if kept.len() > room {
-                    let victim = step(&mut at, room, |i| {
-                        !self.config.scores || mean(kept[i]) > mean(kept[i + 1])
+                    let victim = step(&mut at, room, |older| {
+                        let means = || (mean(kept[older]), mean(kept[older + 1]));
+                        self.younger_leaves(i, next as u32, means)
                     });
                     kept.remove(victim);
                 }
@@ -261,7 +299,9 @@ impl Tree {
             let rows = (0..layout.sinks).chain(middle).chain(start(whole)..held);
             rows.map(|row| row as Row).collect()
         };
-        self.lists.iter().map(keep).collect()
+        let rows = self.lists.iter().enumerate().map(keep).collect();
+        self.coins.1 = whole as u32;
+        rows
     }
 }
 
@@ -272,14 +312,15 @@ impl Reduce for Tree {
 
     fn received(&self) -> Option<HeadSum> {
         let limited = self.budget != Budget::Ratio(0.0);
-        (limited && self.config.scores).then(|| self.heads())
+        (limited && self.by_attention()).then(|| self.heads())
     }
 
     fn after_prefill(&mut self, context: &mut ReduceContext<'_>) -> Result<Option<Eviction>> {
         self.begin(context.target.cache.table())?;
         let held = context.target.cache.table().len();
+        self.coins = (context.key(), 0);
         let Some(layout) = self.layout.filter(|layout| held > layout.cap) else { return Ok(None) };
-        if self.config.scores {
+        if self.by_attention() {
             let count = self.config.block.min(held);
             let position = context.target.position - count as Position;
             let tokens = &context.prompt[context.prompt.len() - count..];
@@ -307,17 +348,19 @@ impl Reduce for Tree {
         let Some(layout) = self.layout else { return Ok(None) };
         let first = step_made.table.len() - step_made.rows;
         let groups = self.groups(step_made.table);
+        let by_attention = self.by_attention();
         // Where the rows of each list are in the cache, as it is until the eviction.
         let mut places: Vec<Vec<Row>> =
             self.lists.iter().map(|list| (0..list.len() as Row).collect()).collect();
+        let mut lists = std::mem::take(&mut self.lists);
         let mut evicted = false;
         for row in 0..step_made.rows {
-            let full = self.lists[0].len() + 1 > layout.cap;
+            let full = lists[0].len() + 1 > layout.cap;
             let mut at = self.at;
-            for (i, (list, places)) in self.lists.iter_mut().zip(&mut places).enumerate() {
+            for (i, (list, places)) in lists.iter_mut().zip(&mut places).enumerate() {
                 list.push(Score::default());
                 places.push((first + row) as Row);
-                if self.config.scores {
+                if by_attention {
                     let given = step_made.received.of(i / groups, row, i % groups);
                     for (score, &place) in list.iter_mut().zip(&*places) {
                         score.sum += given[place as usize];
@@ -328,16 +371,19 @@ impl Reduce for Tree {
                     at = self.at;
                     let region = &list[layout.sinks..];
                     let victim = layout.sinks
-                        + step(&mut at, layout.managed(), |i| {
-                            !self.config.scores || region[i].mean() > region[i + 1].mean()
+                        + step(&mut at, layout.managed(), |older| {
+                            let means = || (region[older].mean(), region[older + 1].mean());
+                            self.younger_leaves(i, self.coins.1, means)
                         });
                     list.remove(victim);
                     places.remove(victim);
                 }
             }
             self.at = at;
+            self.coins.1 += 1;
             evicted |= full;
         }
+        self.lists = lists;
         match evicted {
             true => self.evict(step_made.table, &places).map(Some),
             false => Ok(None),
@@ -425,7 +471,7 @@ mod tests {
                 budget: Some(capacity),
                 sinks: 0,
                 recent: Some(0),
-                scores: false,
+                leaves: Leaves::Younger,
                 ..TreeKv::default()
             };
             for rows in [1, 3, 7] {
@@ -442,7 +488,7 @@ mod tests {
                 budget: Some(capacity),
                 sinks: 0,
                 recent: Some(0),
-                scores: false,
+                leaves: Leaves::Younger,
                 ..TreeKv::default()
             };
             let tokens = capacity * 40;
@@ -508,6 +554,36 @@ mod tests {
                 assert!((score.mean() - mean).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn a_coin_per_list_and_row_decides_where_chance_does() {
+        let config = TreeKv {
+            budget: Some(24),
+            sinks: 2,
+            recent: Some(6),
+            per_head: true,
+            leaves: Leaves::Random,
+            ..TreeKv::default()
+        };
+        let with = |seed: u64, rows: usize| {
+            let mut tree = tree(config.clone());
+            tree.coins.0 = Key::new(seed, 0, 0);
+            stream(&mut tree, 300, rows)
+        };
+        let lists = with(1, 1);
+        for list in &lists {
+            assert_eq!((list.len(), &list[..2]), (24, &[0, 1][..]));
+            assert_eq!(list[18..], (294..300).collect::<Vec<_>>());
+        }
+        assert!(lists[0] != lists[1] && lists[0] != lists[2]);
+        assert_ne!(lists, with(2, 1));
+        // Steps of several rows throw the same coins.
+        assert_eq!(lists, with(1, 3));
+        let tree = tree(config);
+        let younger = (0..2000).filter(|&n| tree.younger_leaves(1, n, || (0.0, 0.0))).count();
+        // 2000 throws: standard deviation 22.
+        assert!(younger.abs_diff(1000) < 110, "{younger}");
     }
 
     #[test]
