@@ -15,11 +15,15 @@ pub enum Architecture {
     Qwen2,
     /// Gemma 3, text only: sliding windows, norms on q and k, norms after each block.
     Gemma3,
+    /// LLaDA: as llama, but every row reads every row, and masks are filled.
+    Llada,
+    /// Dream: as qwen2, but every row reads every row, and masks are filled from the row before.
+    Dream,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Gemma3];
+    pub const ALL: [Self; 5] = [Self::Llama, Self::Qwen2, Self::Gemma3, Self::Llada, Self::Dream];
 
     /// Its name in `general.architecture` of GGUF files.
     pub fn name(self) -> &'static str {
@@ -27,6 +31,8 @@ impl Architecture {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Gemma3 => "gemma3",
+            Self::Llada => "llada",
+            Self::Dream => "dream",
         }
     }
 
@@ -43,9 +49,24 @@ impl Architecture {
     /// The feed-forward non-linearity that goes with it.
     pub fn activation(self) -> Activation {
         match self {
-            Self::Llama | Self::Qwen2 => Activation::Silu,
+            Self::Llama | Self::Qwen2 | Self::Llada | Self::Dream => Activation::Silu,
             Self::Gemma3 => Activation::GeluTanh,
         }
+    }
+
+    /// Whether it fills masks; the others write from left to right.
+    pub fn fills_masks(self) -> bool {
+        matches!(self, Self::Llada | Self::Dream)
+    }
+
+    /// Whether q, k and v always have biases.
+    pub(crate) fn has_biases(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Dream)
+    }
+
+    /// Whether GGUF files store the rows of q and k in rotary pairs that lie side by side.
+    pub(crate) fn pairs_rows(self) -> bool {
+        matches!(self, Self::Llama | Self::Llada)
     }
 }
 
@@ -211,12 +232,15 @@ impl HyperParams {
             logit_softcap: softcap("final_logit_softcapping")?,
             attention_scale: default_attention_scale(arch, layers, hidden, heads, head_dim),
             embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
-            qkv_bias: arch == Architecture::Qwen2 || file.find("blk.0.attn_q.bias").is_some(),
+            qkv_bias: arch.has_biases() || file.find("blk.0.attn_q.bias").is_some(),
             tied: file.find("output.weight").is_none(),
             activation: arch.activation(),
-            filling: None,
+            filling: gguf_filling(meta, arch)?,
         };
-        let namer = |name: &'static str| field(&key(gguf_suffix(name)));
+        let namer = |name: &'static str| match name {
+            "mask" => field(MASK),
+            name => field(&key(gguf_suffix(name))),
+        };
         params.check(&namer).map_err(fail)?;
         Ok(params)
     }
@@ -273,6 +297,12 @@ impl HyperParams {
                 return Err(Fault::malformed(name("rope_factors"), found, "positive numbers"));
             }
         }
+        if let Some(filling) = self.filling
+            && filling.mask as usize >= self.vocab
+        {
+            let expected = format!("a token below {}", self.vocab);
+            return Err(Fault::malformed(name("mask"), filling.mask, expected));
+        }
         if self.local.len() != self.layers {
             let found = format_args!("{} long", self.local.len());
             let expected = format!("one entry per layer, {}", self.layers);
@@ -302,6 +332,29 @@ pub(crate) fn gguf_architecture(meta: &Metadata) -> Result<Architecture, FileErr
         let supported = Architecture::supported();
         Fault::unsupported(field("general.architecture"), quoted(name), supported).at(meta.path())
     })
+}
+
+/// Where GGUF files name the mask token, and whether logits are of the token after.
+const MASK: &str = "tokenizer.ggml.mask_token_id";
+const SHIFT: &str = "diffusion.shift_logits";
+
+/// How the model fills masks; `None` for one that writes from left to right. Files that do not say read
+/// predictions as the published models do: LLaDA's from the mask's own row, Dream's from the one before.
+fn gguf_filling(meta: &Metadata, arch: Architecture) -> Result<Option<Filling>, FileError> {
+    if !arch.fills_masks() {
+        return Ok(None);
+    }
+    let causal = format!("{arch}.attention.causal");
+    if meta.get_bool(&causal)? == Some(true) {
+        let supported = format!("false, as in every {arch} model");
+        return Err(Fault::unsupported(field(&causal), "true", supported).at(meta.path()));
+    }
+    let mask = meta.get_u32(MASK)?.ok_or_else(|| {
+        let next = "the file does not say which token is the mask: convert the model again, or set the key";
+        Fault::missing(field(MASK), next).at(meta.path())
+    })?;
+    let shift = meta.get_bool(SHIFT)?.unwrap_or(arch == Architecture::Dream);
+    Ok(Some(Filling { mask, shift }))
 }
 
 /// A head count: one number, or an array that says the same number for every layer.

@@ -35,12 +35,14 @@ pub(crate) struct Slot {
 pub(crate) fn slots(p: &HyperParams) -> Vec<Slot> {
     let gemma = p.arch == Architecture::Gemma3;
     let norm_fix = if gemma { Fix::PlusOne } else { Fix::Same };
-    let pairs = |heads| match p.arch {
-        Architecture::Llama => Fix::Pairs { heads },
-        Architecture::Qwen2 | Architecture::Gemma3 => Fix::Same,
+    let pairs = |heads| match p.arch.pairs_rows() {
+        true => Fix::Pairs { heads },
+        false => Fix::Same,
     };
     let mut out = Vec::new();
+    let llada = p.arch == Architecture::Llada;
     let mut add = |name: String, hf: String, shape: &[usize], fix: Fix| {
+        let hf = if llada { llada_name(&hf) } else { hf };
         out.push(Slot { name, hf, shape: shape.to_vec(), fix });
     };
     add(
@@ -86,6 +88,32 @@ pub(crate) fn slots(p: &HyperParams) -> Vec<Slot> {
     out
 }
 
+/// The name that LLaDA's files give to the tensor that llama's call `name`.
+fn llada_name(name: &str) -> String {
+    for (llama, llada) in [
+        ("model.embed_tokens.", "model.transformer.wte."),
+        ("model.norm.", "model.transformer.ln_f."),
+        ("lm_head.", "model.transformer.ff_out."),
+    ] {
+        if let Some(rest) = name.strip_prefix(llama) {
+            return format!("{llada}{rest}");
+        }
+    }
+    let mut name = name.replacen("model.layers.", "model.transformer.blocks.", 1);
+    for (llama, llada) in [
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ff_norm"),
+        ("self_attn.o_proj", "attn_out"),
+        ("self_attn.", ""),
+        ("mlp.gate_proj", "ff_proj"),
+        ("mlp.up_proj", "up_proj"),
+        ("mlp.down_proj", "ff_out"),
+    ] {
+        name = name.replacen(llama, llada, 1);
+    }
+    name
+}
+
 impl Fix {
     /// The row of the Hugging Face tensor that is row `row` (of `rows`) of the GGUF one.
     pub(crate) fn hf_row(self, row: usize, rows: usize) -> usize {
@@ -100,6 +128,33 @@ impl Fix {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn llada_has_names_of_its_own() {
+        for (llama, llada) in [
+            ("model.embed_tokens.weight", "model.transformer.wte.weight"),
+            ("model.norm.weight", "model.transformer.ln_f.weight"),
+            ("lm_head.weight", "model.transformer.ff_out.weight"),
+            (
+                "model.layers.3.input_layernorm.weight",
+                "model.transformer.blocks.3.attn_norm.weight",
+            ),
+            ("model.layers.3.self_attn.q_proj.weight", "model.transformer.blocks.3.q_proj.weight"),
+            (
+                "model.layers.3.self_attn.o_proj.weight",
+                "model.transformer.blocks.3.attn_out.weight",
+            ),
+            (
+                "model.layers.3.post_attention_layernorm.weight",
+                "model.transformer.blocks.3.ff_norm.weight",
+            ),
+            ("model.layers.3.mlp.gate_proj.weight", "model.transformer.blocks.3.ff_proj.weight"),
+            ("model.layers.3.mlp.up_proj.weight", "model.transformer.blocks.3.up_proj.weight"),
+            ("model.layers.3.mlp.down_proj.weight", "model.transformer.blocks.3.ff_out.weight"),
+        ] {
+            assert_eq!(llada_name(llama), llada);
+        }
+    }
 
     #[test]
     fn rotary_pairs_are_reordered_within_each_head() {

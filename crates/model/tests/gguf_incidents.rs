@@ -290,13 +290,13 @@ fn with(arch: Architecture, key: &str, value: MetaValue) -> Result<GgufWeights, 
 
 #[test]
 fn senseless_hyper_parameters_are_refused_by_key() {
-    use Architecture::{Gemma3, Llama, Qwen2};
+    use Architecture::{Dream, Gemma3, Llada, Llama, Qwen2};
     use MetaValue::{F32, I32, Str, U32, U64};
     for arch in Architecture::ALL {
         with(arch, "general.name", "Other".into()).unwrap();
     }
     for (arch, key, value, part) in [
-        (Llama, "general.architecture", Str("rwkv".into()), "llama, qwen2, gemma3"),
+        (Llama, "general.architecture", Str("rwkv".into()), "llama, qwen2, gemma3, llada, dream"),
         (Llama, "llama.block_count", U32(0), "is 0"),
         (Llama, "llama.block_count", U64(u64::MAX), "1 to 4096"),
         (Llama, "llama.block_count", U32(3), "blk.2"),
@@ -322,6 +322,9 @@ fn senseless_hyper_parameters_are_refused_by_key() {
         (Llama, "llama.context_length", U32(0), "context_length"),
         (Llama, "llama.expert_count", U32(8), "expert_count"),
         (Qwen2, "qwen2.attention.sliding_window", U32(16), "sliding_window"),
+        (Llada, "tokenizer.ggml.mask_token_id", U32(20), "mask_token_id"),
+        (Llada, "llada.attention.causal", MetaValue::Bool(true), "llada.attention.causal"),
+        (Dream, "diffusion.shift_logits", U32(1), "shift_logits"),
         (Gemma3, "gemma3.attention.sliding_window_pattern", MetaValue::Bools(vec![true]), "1 long"),
         (Llama, "split.count", U32(4), "merge"),
         (Llama, "tokenizer.ggml.tokens", MetaValue::Strs(vec![String::new(); 21]), "21 long"),

@@ -31,6 +31,9 @@ impl Companion {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self> {
         let weights = open_weights(path)?;
+        if weights.hyper_params().filling.is_some() {
+            return Err(crate::session::only_causal("draft-model", name));
+        }
         let (tokenizer, _) = crate::prompt::texts(name, &*weights)?;
         agree(target, (name, &tokenizer))?;
         let blueprint = Blueprint::new(weights.hyper_params());

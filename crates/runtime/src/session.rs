@@ -78,6 +78,15 @@ pub struct Session {
     pub(crate) calibration: OnceLock<Arc<Calibration>>,
 }
 
+/// Why `what` cannot be done with the model called `name`.
+pub(crate) fn only_causal(what: &str, name: &str) -> Error {
+    let what = format!(
+        "{what}: is for models that write from left to right, and {name} fills masks. \
+         Next: `tessera run {name} \"...\"`, or another model"
+    );
+    Error::Option { what }
+}
+
 /// Finds a model, fetching it if need be, in silence.
 fn locate(reference: &str, options: &Options) -> Result<Located> {
     let mut store = Store::from_env()?;
@@ -178,6 +187,17 @@ impl Session {
     /// How the model fills masks; `None` for one that writes from left to right.
     pub fn filling(&self) -> Option<Filling> {
         self.blueprint.filling
+    }
+
+    /// Checks that the model writes from left to right, which `what` (a command, say) is made for.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the model, for one that fills masks.
+    pub fn expect_causal(&self, what: &str) -> Result<()> {
+        match self.filling() {
+            None => Ok(()),
+            Some(_) => Err(only_causal(what, &self.info.name)),
+        }
     }
 
     /// Tokens as bytes.

@@ -8,6 +8,7 @@
 //! A draw at a position is keyed by (seed, choice, position) alone, so equal distributions give equal
 //! tokens at any step: a decoder that skips passes makes the text of the one that does not.
 
+mod ahead;
 mod guide;
 mod rule;
 mod seams;
@@ -23,12 +24,13 @@ use tessera_core::text::{StopMatcher, StreamDecoder};
 use tessera_core::unmask::ranked;
 use tessera_core::{
     Backbone, Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason,
-    InitContext, Look, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary, Window,
+    InitContext, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
 };
 
 use crate::any_subset;
 use crate::autoregressive::{Listener, Model};
 use crate::request::{Completion, Denoised, Outcome, Request, Stats};
+use ahead::Ahead;
 use guide::Guide;
 use seams::Seams;
 use sight::Sight;
@@ -501,30 +503,4 @@ fn lawful(chosen: &[usize], fills: &[Fill], region: Option<&Range<usize>>) -> Re
         }
     }
     Ok(())
-}
-
-/// Looks at what a step might write.
-struct Ahead<'t, 'a> {
-    sight: &'t mut Sight<'a>,
-    sampler: &'t mut Sampler,
-    region: &'t Range<usize>,
-    wide: bool,
-    key: (u64, u32),
-    step: u32,
-    window: Option<&'t dyn Window>,
-}
-
-impl Look for Ahead<'_, '_> {
-    fn look(&mut self, canvases: &[Canvas]) -> Result<Vec<Prediction>> {
-        match self.window {
-            None => self.sight.look(canvases, self.region, self.wide),
-            Some(window) => {
-                self.sight.look_through(canvases, self.region, self.wide, self.step, window)
-            }
-        }
-    }
-
-    fn fills(&mut self, _canvas: &Canvas, prediction: &Prediction) -> Result<Vec<Fill>> {
-        draw(self.sampler, prediction, self.key)
-    }
 }

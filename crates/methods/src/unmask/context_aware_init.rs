@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tessera_core::dist::Key;
 use tessera_core::entry::{
-    Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Paper, Place, Role, Settings, Site,
-    defaults_of, read_as, resolve_as, schema_of,
+    Claim, Exactness, Kind, Method, MethodConfig, MethodEntry, Needs, Paper, Place, Role, Settings,
+    Site, defaults_of, read_as, resolve_as, schema_of,
 };
 use tessera_core::{
     Commit, Evidence, Fill, Hint, InitContext, Look, Origin, Position, Result, Start, Unmask,
@@ -142,7 +142,7 @@ pub static ENTRY: MethodEntry = MethodEntry {
         Place { role: Role::Unmask, site: Site::Commit },
     ],
     exactness: Exactness::Lossy { what: "the text follows the rough answer" },
-    needs: DENOISER,
+    needs: Needs { looks: true, ..DENOISER },
     claims: &[Claim {
         setting: "LLaDA-8B, GSM8K, threshold decoding; accuracy falls",
         metric: "fewer passes",

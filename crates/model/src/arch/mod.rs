@@ -1,7 +1,9 @@
 //! Architectures as data: each file here turns hyper-parameters into a [`Blueprint`], and every
 //! backbone executes blueprints. A new decoder-only architecture is one file, not one per backbone.
 
+mod dream;
 mod gemma3;
+mod llada;
 mod llama;
 mod qwen2;
 
@@ -76,6 +78,8 @@ impl Blueprint {
             Architecture::Llama => llama::blueprint(params),
             Architecture::Qwen2 => qwen2::blueprint(params),
             Architecture::Gemma3 => gemma3::blueprint(params),
+            Architecture::Llada => llada::blueprint(params),
+            Architecture::Dream => dream::blueprint(params),
         }
     }
 

@@ -102,13 +102,18 @@ fn hyper_params(w: &mut GgufWriter, from: &dyn WeightSource) -> Result<(), Quant
             w.set(&key(suffix), cap);
         }
     }
+    if let Some(filling) = p.filling {
+        w.set(&key("attention.causal"), MetaValue::Bool(false));
+        w.set("diffusion.shift_logits", MetaValue::Bool(filling.shift));
+        w.set("tokenizer.ggml.mask_token_id", filling.mask);
+    }
     let usual = default_attention_scale(p.arch, p.layers, p.hidden, p.heads, p.head_dim);
     if (p.attention_scale - usual).abs() > 1e-6 * usual {
         let what = "an attention scale other than the architecture's usual one cannot be written to \
                     a GGUF file. Next: quantise a GGUF file of this model";
         return Err(QuantiseError::Setting(what.to_owned()));
     }
-    if p.rope_factors.is_some() && p.arch != Architecture::Llama {
+    if p.rope_factors.is_some() && !matches!(p.arch, Architecture::Llama | Architecture::Llada) {
         let what = "scaled rotary frequencies of this architecture cannot be written to a GGUF \
                     file. Next: quantise a GGUF file of this model";
         return Err(QuantiseError::Setting(what.to_owned()));

@@ -1,6 +1,7 @@
 //! `config.json` and hyper-parameters: reading the one as the other, and writing it.
 
 use serde_json::{Map, Value, json};
+use tessera_core::{Filling, TokenId};
 
 use super::ExportType;
 use crate::arch::Activation;
@@ -8,29 +9,55 @@ use crate::file_error::{Fault, quoted};
 use crate::hyper::{Architecture, HyperParams, MAX_LAYERS, every_nth_global, linear_factors};
 
 /// `model_type`, class name and architecture.
-const MODELS: [(&str, &str, Architecture); 3] = [
+const MODELS: [(&str, &str, Architecture); 5] = [
     ("llama", "LlamaForCausalLM", Architecture::Llama),
     ("qwen2", "Qwen2ForCausalLM", Architecture::Qwen2),
     ("gemma3_text", "Gemma3ForCausalLM", Architecture::Gemma3),
+    ("llada", "LLaDAModelLM", Architecture::Llada),
+    ("Dream", "DreamModel", Architecture::Dream),
 ];
+
+/// Llama's names of sizes and LLaDA's for the same.
+const LLADA_KEYS: [(&str, &str); 9] = [
+    ("num_hidden_layers", "n_layers"),
+    ("hidden_size", "d_model"),
+    ("num_attention_heads", "n_heads"),
+    ("num_key_value_heads", "n_kv_heads"),
+    ("intermediate_size", "mlp_hidden_size"),
+    ("max_position_embeddings", "max_sequence_length"),
+    ("tie_word_embeddings", "weight_tying"),
+    ("attention_bias", "include_qkv_bias"),
+    ("hidden_act", "activation_type"),
+];
+
+/// What LLaDA's configuration may say of parts that other models of its code base have, and the values
+/// that mean the model as it is.
+const LLADA_PARTS: [(&str, &str); 2] = [("block_type", "llama"), ("layer_norm_type", "rms")];
 
 /// An object of the configuration, with where it lies.
 struct Fields<'a> {
     object: &'a Map<String, Value>,
     within: &'a str,
+    /// Other names for keys.
+    names: &'static [(&'static str, &'static str)],
 }
 
 impl<'a> Fields<'a> {
+    /// What the object calls `key`.
+    fn own<'k>(&self, key: &'k str) -> &'k str {
+        self.names.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own)
+    }
+
     fn field(&self, key: &str) -> String {
         match self.within {
-            "" => quoted(key),
+            "" => quoted(self.own(key)),
             within => format!("{} in {}", quoted(key), quoted(within)),
         }
     }
 
     /// The value, unless it is absent or null.
     fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+        self.object.get(self.own(key)).filter(|value| !value.is_null())
     }
 
     fn wrong(&self, key: &str, found: &Value, expected: &str) -> Fault {
@@ -67,7 +94,7 @@ impl<'a> Fields<'a> {
     fn inner(&self, key: &'a str) -> Result<Option<Fields<'a>>, Fault> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_object() {
-            Some(object) => Ok(Some(Fields { object, within: key })),
+            Some(object) => Ok(Some(Fields { object, within: key, names: &[] })),
             None => Err(self.wrong(key, value, "an object")),
         }
     }
@@ -91,7 +118,7 @@ pub(super) fn hyper_params(config: &Value) -> Result<HyperParams, Fault> {
     let Some(object) = config.as_object() else {
         return Err(Fault::malformed("document", "not an object", "an object"));
     };
-    let c = Fields { object, within: "" };
+    let mut c = Fields { object, within: "", names: &[] };
     let model = c.required("model_type", c.text("model_type"))?;
     let known = MODELS.iter().find(|(name, ..)| *name == model);
     let Some((_, _, arch)) = known.copied() else {
@@ -99,6 +126,11 @@ pub(super) fn hyper_params(config: &Value) -> Result<HyperParams, Fault> {
         return Err(Fault::unsupported(c.field("model_type"), quoted(model), supported));
     };
     let gemma = arch == Architecture::Gemma3;
+    if arch == Architecture::Llada {
+        c.names = &LLADA_KEYS;
+        llada_parts(&c)?;
+    }
+    let c = c;
     activation(&c, arch)?;
     for key in ["attention_bias", "mlp_bias", "use_sliding_window", "use_bidirectional_attention"] {
         c.off(key)?;
@@ -150,13 +182,40 @@ pub(super) fn hyper_params(config: &Value) -> Result<HyperParams, Fault> {
         logit_softcap: c.float("final_logit_softcapping")?,
         attention_scale: attention_width.sqrt().recip(),
         embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
-        qkv_bias: arch == Architecture::Qwen2,
+        qkv_bias: arch.has_biases(),
         tied: c.flag("tie_word_embeddings")?.unwrap_or(gemma),
         activation: arch.activation(),
-        filling: None,
+        filling: filling(&c, arch)?,
     };
-    params.check(&|name| quoted(config_key(name)))?;
+    params.check(&|name| c.field(config_key(name)))?;
     Ok(params)
+}
+
+/// How the model fills masks. LLaDA's row predicts its own token, Dream's the one after it.
+fn filling(c: &Fields<'_>, arch: Architecture) -> Result<Option<Filling>, Fault> {
+    if !arch.fills_masks() {
+        return Ok(None);
+    }
+    let mask = c.required("mask_token_id", c.size("mask_token_id"))?;
+    // A number that does not fit is refused as one beyond the vocabulary.
+    let mask = TokenId::try_from(mask).unwrap_or(TokenId::MAX);
+    Ok(Some(Filling { mask, shift: arch == Architecture::Dream }))
+}
+
+/// Refuses what LLaDA's configuration can say and no LLaDA model is.
+fn llada_parts(c: &Fields<'_>) -> Result<(), Fault> {
+    for (key, expected) in LLADA_PARTS {
+        if let Some(found) = c.text(key)?.filter(|found| *found != expected) {
+            return Err(Fault::unsupported(c.field(key), quoted(found), quoted(expected)));
+        }
+    }
+    for key in ["alibi", "include_bias", "attention_layer_norm", "scale_logits", "input_emb_norm"] {
+        c.off(key)?;
+    }
+    match c.flag("rope")? {
+        Some(false) => Err(Fault::unsupported(c.field("rope"), "false", "true")),
+        _ => Ok(()),
+    }
 }
 
 /// The non-linearity must be the architecture's own.
@@ -279,6 +338,7 @@ fn config_key(name: &'static str) -> &'static str {
         "logit_softcap" => "final_logit_softcapping",
         "attention_scale" => "query_pre_attn_scalar",
         "local" => "layer_types",
+        "mask" => "mask_token_id",
         other => other,
     }
 }
@@ -333,6 +393,25 @@ pub(super) fn write(p: &HyperParams, ty: ExportType) -> Result<Value, Fault> {
         set("attn_logit_softcapping", p.attention_softcap.map_or(Value::Null, short));
         set("final_logit_softcapping", p.logit_softcap.map_or(Value::Null, short));
     }
+    if let Some(filling) = p.filling {
+        if filling.shift != (p.arch == Architecture::Dream) {
+            let supported = "LLaDA without, Dream with (config.json has no place for it)";
+            return Err(Fault::unsupported("shifted predictions", filling.shift, supported));
+        }
+        set("mask_token_id", filling.mask.into());
+    }
+    if p.arch == Architecture::Llada
+        && let Some(object) = config.as_object_mut()
+    {
+        for (usual, own) in LLADA_KEYS {
+            if let Some(value) = object.remove(usual) {
+                object.insert(own.to_owned(), value);
+            }
+        }
+        for (key, value) in LLADA_PARTS {
+            object.insert(key.to_owned(), value.into());
+        }
+    }
     Ok(config)
 }
 
@@ -355,6 +434,42 @@ mod tests {
         })
     }
 
+    /// As the published model writes it, in its own names.
+    fn llada() -> Value {
+        json!({
+            "model_type": "llada", "n_layers": 2, "d_model": 64, "mlp_hidden_size": 96, "n_heads": 4,
+            "n_kv_heads": 4, "max_sequence_length": 512, "vocab_size": 97, "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0, "activation_type": "silu", "weight_tying": false,
+            "include_bias": false, "include_qkv_bias": false, "block_type": "llama", "alibi": false,
+            "layer_norm_type": "rms", "rope": true, "mask_token_id": 96,
+        })
+    }
+
+    #[test]
+    fn llada_is_read_by_its_own_names_and_refused_by_them() {
+        let params = hyper_params(&llada()).unwrap();
+        assert_eq!((params.layers, params.hidden, params.ffn, params.kv_heads), (2, 64, 96, 4));
+        assert_eq!(params.filling, Some(Filling { mask: 96, shift: false }));
+        for (key, value, word) in [
+            ("mask_token_id", Value::Null, "mask_token_id"),
+            ("mask_token_id", json!(97), "mask_token_id"),
+            ("n_layers", Value::Null, "n_layers"),
+            ("d_model", json!(0), "d_model"),
+            ("n_kv_heads", json!(3), "n_heads"),
+            ("block_type", json!("sequential"), "block_type"),
+            ("layer_norm_type", json!("default"), "layer_norm_type"),
+            ("include_bias", json!(true), "include_bias"),
+            ("include_qkv_bias", json!(true), "include_qkv_bias"),
+            ("rope", json!(false), "rope"),
+            ("activation_type", json!("gelu"), "activation_type"),
+        ] {
+            let mut config = llada();
+            config[key] = value;
+            let line = hyper_params(&config).unwrap_err().to_string();
+            assert!(line.contains(word), "{key}: {line}");
+        }
+    }
+
     #[test]
     fn every_configuration_survives_being_written_and_read() {
         let mut gemma = llama();
@@ -366,7 +481,9 @@ mod tests {
         gemma["rope_scaling"] = json!({ "rope_type": "linear", "factor": 8.0 });
         let mut qwen = llama();
         qwen["model_type"] = "qwen2".into();
-        for config in [llama(), qwen, gemma] {
+        let mut dream = llama();
+        (dream["model_type"], dream["mask_token_id"]) = ("Dream".into(), 96.into());
+        for config in [llama(), qwen, gemma, llada(), dream] {
             let params = hyper_params(&config).unwrap();
             let again = hyper_params(&write(&params, ExportType::F32).unwrap()).unwrap();
             assert_eq!(params, again);
@@ -390,7 +507,7 @@ mod tests {
             ("vocab_size", json!(1u64 << 40), "vocab_size"),
             ("hidden_act", json!("relu"), "hidden_act"),
             ("attention_bias", json!(true), "attention_bias"),
-            ("model_type", json!("mamba"), "llama, qwen2, gemma3_text"),
+            ("model_type", json!("mamba"), "llama, qwen2, gemma3_text, llada, Dream"),
             ("rope_scaling", json!({ "rope_type": "yarn" }), "rope_type"),
             ("rope_scaling", json!([]), "rope_scaling"),
         ] {

@@ -142,12 +142,23 @@ impl TokenizerSpec {
         let list = |name: &str| -> Result<Texts, TokenizerError> {
             Ok(metadata.get_arr_str(&key(name))?.map(|a| a.iter().collect()).unwrap_or_default())
         };
+        let tokens: Texts = metadata.arr_str(&key("tokens"))?.iter().collect();
+        let mut token_types = metadata.get_arr_i32(&key("token_type"))?.unwrap_or_default();
+        if let Some(mask) = id("mask_token_id")?.filter(|mask| (*mask as usize) < tokens.len()) {
+            // The mask steers the model and is never part of a text, whatever the file calls it.
+            if token_types.is_empty() {
+                token_types = vec![1; tokens.len()];
+            }
+            if let Some(kind) = token_types.get_mut(mask as usize) {
+                *kind = 3;
+            }
+        }
         Ok(Self {
             model: metadata.str(&key("model"))?.to_owned(),
             pre: metadata.get_str(&key("pre"))?.map(str::to_owned),
-            tokens: metadata.arr_str(&key("tokens"))?.iter().collect(),
+            tokens,
             scores: metadata.get_arr_f32(&key("scores"))?.unwrap_or_default(),
-            token_types: metadata.get_arr_i32(&key("token_type"))?.unwrap_or_default(),
+            token_types,
             merges: list("merges")?,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,

@@ -1,8 +1,10 @@
 //! Toy models as whole GGUF files: weights, byte-level vocabulary, chat template.
 
+use tessera_core::{Filling, TokenId};
 use tessera_kernels::WeightType;
 
 use super::{Flavour, blueprint, weights};
+use crate::arch::Blueprint;
 use crate::gguf::{GgufWriter, MetaValue, Shape};
 
 /// Tokens: the bytes, then the marks around a message.
@@ -26,8 +28,21 @@ fn spelling(byte: u8) -> String {
 /// `<|im_end|>`, which ends an answer. Soft caps, which no architecture here has in its files, are
 /// left out.
 pub fn gguf(flavour: Flavour, seed: u64) -> Vec<u8> {
+    file(blueprint(flavour), seed)
+}
+
+/// As [`gguf`], of a model that fills masks: LLaDA, or Dream if its logits are of the token after. Token
+/// 258 is the mask.
+pub fn denoiser_gguf(shift: bool, seed: u64) -> Vec<u8> {
+    let (flavour, arch) = if shift { (Flavour::Qwen, "dream") } else { (Flavour::Llama, "llada") };
     let mut blueprint = blueprint(flavour);
-    blueprint.spec.vocab = VOCAB;
+    blueprint.spec.arch = arch.to_owned();
+    blueprint.filling = Some(Filling { mask: VOCAB as TokenId, shift });
+    file(blueprint, seed)
+}
+
+fn file(mut blueprint: Blueprint, seed: u64) -> Vec<u8> {
+    blueprint.spec.vocab = VOCAB + usize::from(blueprint.filling.is_some());
     let spec = &blueprint.spec;
     let mut w = GgufWriter::new();
     w.set("general.architecture", spec.arch.as_str());
@@ -57,6 +72,14 @@ pub fn gguf(flavour: Flavour, seed: u64) -> Vec<u8> {
     tokens.extend(["<|im_start|>", "<|im_end|>"].map(str::to_owned));
     let mut kinds = vec![1; 256];
     kinds.extend([3, 3]);
+    if let Some(filling) = blueprint.filling {
+        tokens.push("<|mask|>".to_owned());
+        // As some files have it: the mask is known by its number alone.
+        kinds.push(1);
+        w.set("tokenizer.ggml.mask_token_id", filling.mask);
+        w.set("diffusion.shift_logits", MetaValue::Bool(filling.shift));
+        w.set(&format!("{}.attention.causal", spec.arch), MetaValue::Bool(false));
+    }
     w.set("tokenizer.ggml.model", "gpt2");
     w.set("tokenizer.ggml.pre", "smollm");
     w.set("tokenizer.ggml.tokens", MetaValue::Strs(tokens));

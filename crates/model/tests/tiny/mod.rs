@@ -62,6 +62,10 @@ pub fn model(arch: Architecture) -> GgufWriter {
     w.set("tokenizer.ggml.token_type", MetaValue::I32s(vec![1; VOCAB]));
     w.set("tokenizer.ggml.add_bos_token", MetaValue::Bool(true));
     w.set("tokenizer.chat_template", "{{ messages }}");
+    if arch.fills_masks() {
+        w.set("tokenizer.ggml.mask_token_id", VOCAB as u32 - 1);
+        w.set("diffusion.shift_logits", MetaValue::Bool(arch == Architecture::Dream));
+    }
 
     let mut rng = Rng(arch as u64);
     let mut add = |name: &str, ty: WeightType, dims: &[usize]| {
@@ -70,7 +74,7 @@ pub fn model(arch: Architecture) -> GgufWriter {
     };
     use WeightType as T;
     add("token_embd.weight", T::Q8_0, &[VOCAB, HIDDEN]);
-    if arch == Architecture::Llama {
+    if matches!(arch, Architecture::Llama | Architecture::Llada) {
         add("output.weight", T::Q5_0, &[VOCAB, HIDDEN]);
     }
     let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
@@ -81,7 +85,7 @@ pub fn model(arch: Architecture) -> GgufWriter {
         layer("attn_k.weight", T::Q4_0, &[kv, HIDDEN]);
         layer("attn_v.weight", T::F16, &[kv, HIDDEN]);
         layer("attn_output.weight", T::BF16, &[HIDDEN, q]);
-        if arch == Architecture::Qwen2 {
+        if matches!(arch, Architecture::Qwen2 | Architecture::Dream) {
             layer("attn_q.bias", T::F32, &[q]);
             layer("attn_k.bias", T::F32, &[kv]);
             layer("attn_v.bias", T::F32, &[kv]);

@@ -86,6 +86,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     let mut tables = Vec::new();
     for count in threads {
         let session = open(count)?;
+        session.expect_causal("bench")?;
         tables.push(measure(&session, &plan, &mut |cell| {
             if !globals.quiet {
                 let _ = writeln!(std::io::stderr(), "{count} threads: {cell}");

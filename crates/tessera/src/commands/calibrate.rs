@@ -50,6 +50,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     }
     let data = data_dir(|name| std::env::var_os(name))?;
     let session = arguments.flags.open(globals, &arguments.model, None)?;
+    session.expect_causal("calibrate")?;
     let (calibration, file) = session.calibrate(&data)?;
     let mut agreement = [0; 10];
     for &a in calibration.agreement.iter().flatten() {

@@ -153,6 +153,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         (None, None) => None,
     };
     let sessions = models.open(globals, &arguments.flags)?;
+    sessions.iter().try_for_each(|session| session.expect_causal("complete"))?;
     let openings: Vec<Opening> = sessions
         .iter()
         .map(|session| open(session, arguments, &text, suffix.as_deref()))

@@ -143,6 +143,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         return Err(BadUsage("prompt: is empty, so there is nothing to explain".to_owned()).into());
     }
     let session = arguments.flags.open(globals, &arguments.model, None)?;
+    session.expect_causal("explain")?;
     let (context, positions) = context(&session, prompt, arguments.chat)?;
     let target = match &arguments.target {
         None => None,

@@ -70,6 +70,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         return Err(BadUsage(format!("{shown}: is empty, so there is nothing to score")).into());
     }
     let sessions = arguments.models.open(globals, &arguments.flags)?;
+    sessions.iter().try_for_each(|session| session.expect_causal("score"))?;
     let plan = windows.of(&text);
     let bar = SlowBar::new("scoring", text.len() as u64, globals.quiet);
     let mut progress = |done: usize| bar.at(done as u64);
