@@ -427,28 +427,6 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_see_everything_see_the_same() {
-        let cached = plain(6);
-        for (positions, write) in [
-            (&[1, 4][..], Write::Rows(&[1, 4][..])),
-            (&[6, 7, 8], Write::Append),
-            (&[2, 3], Write::Discard),
-        ] {
-            let columns = cached.len() + positions.len();
-            let bits = vec![true; positions.len() * columns];
-            for keys in [None, Some(&[0, 1, 2, 4][..])] {
-                let read = Reading { keys, ..reading(&cached, None) };
-                let (mut all, mut told) = (Visible::new(), Visible::new());
-                all.fill(&Segment { write, ..segment(positions, Mask::Bidirectional) }, read);
-                let mask = Mask::Explicit { bits: &bits, columns };
-                told.fill(&Segment { write, ..segment(positions, mask) }, read);
-                assert_eq!(all.parts(), told.parts(), "{positions:?} {keys:?}");
-                assert_eq!(all.rows(), positions.len());
-            }
-        }
-    }
-
-    #[test]
     fn range_and_general_ways_agree() {
         let cached = plain(9);
         for window in [None, Some(1), Some(4), Some(20)] {

@@ -6,6 +6,8 @@
 //! TOKENS is a text file of token ids; OUT receives the logits, `rows x vocabulary`, 32-bit floats of this
 //! machine's order. Prints one line of JSON: how the model fills masks, and the milliseconds of each pass.
 
+#![allow(clippy::print_stdout, reason = "its output is its purpose")]
+
 use std::path::Path;
 use std::time::Instant;
 

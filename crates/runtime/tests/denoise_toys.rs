@@ -2,6 +2,7 @@
 //!
 //! Windows on seeded toy models that fill masks, against passes that compute everything.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test is a failed test")]
+#![allow(clippy::print_stdout, reason = "drift is printed for who reads it with --nocapture")]
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ const PROMPT: usize = 10;
 const LENGTH: usize = 24;
 
 type Toy = Arc<dyn Backbone>;
+
+/// What a step wrote: positions and tokens.
+type Written = (Vec<Position>, Vec<TokenId>);
 
 fn toy(flavour: Flavour, layers: usize) -> Toy {
     let mut blueprint = toy::blueprint(flavour);
@@ -179,7 +183,7 @@ impl<'a> Run<'a> {
     }
 
     /// The outcome, and step by step what was written.
-    fn traced(&self, methods: &[&str]) -> (Outcome, Vec<(Vec<Position>, Vec<TokenId>)>) {
+    fn traced(&self, methods: &[&str]) -> (Outcome, Vec<Written>) {
         let mut entries = ENTRIES.to_vec();
         entries.extend([&OBSERVER, &EVERYTHING]);
         let mut calls: Vec<MethodCall> =
@@ -353,13 +357,12 @@ fn with_two_layers_every_scheme_drifts_and_writes_every_mask() {
 #[cfg(feature = "candle")]
 #[test]
 fn the_other_backbone_refreshes_rows_in_place_too() {
-    use tessera_model::candle::CandleBackbone;
+    use tessera_model::candle::{CandleBackbone, CandleOptions};
     let load = |layers: usize| -> Toy {
         let mut blueprint = toy::blueprint(Flavour::Qwen);
         (blueprint.spec.vocab, blueprint.spec.layers) = (VOCAB, layers);
         blueprint.layers.truncate(layers);
-        let weights = toy::weights(&blueprint, 9);
-        Arc::new(CandleBackbone::new(blueprint, &weights).unwrap())
+        Arc::new(CandleBackbone::random(blueprint, 9, CandleOptions::default()).unwrap())
     };
     let (one, two) = (load(1), load(2));
     for shift in [false, true] {
@@ -375,11 +378,7 @@ fn the_other_backbone_refreshes_rows_in_place_too() {
 
 /// Passes of FreeDave, worked out from the steps of the run that it reproduces: from each step it jumps
 /// to the furthest one that the ranking there leads to, at most `drafts` away.
-fn jumps(
-    rankings: &[Vec<(Position, TokenId)>],
-    steps: &[(Vec<Position>, Vec<TokenId>)],
-    drafts: usize,
-) -> usize {
+fn jumps(rankings: &[Vec<(Position, TokenId)>], steps: &[Written], drafts: usize) -> usize {
     let wrote = |s: usize| (steps[s].0[0], steps[s].1[0]);
     let (mut at, mut passes, mut known) = (0, 0, false);
     while at < steps.len() {

@@ -10,7 +10,7 @@ use crate::failure::BadUsage;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Models that fill masks")]
 pub(crate) struct CanvasFlags {
-    /// The answer with holes: [MASK] for one token, {12} for twelve. The rest stands as it is.
+    /// The answer with holes: `[MASK]` for one token, `{12}` for twelve. The rest stands as it is.
     #[arg(long, value_name = "TEXT", env = "TESSERA_TEMPLATE")]
     template: Option<String>,
     /// A rough answer, for a method that starts from one (context-aware-init, dllm-asr).

@@ -136,10 +136,6 @@ pub(crate) fn stats_line(stats: &Stats, reason: FinishReason, seed: u64, most: u
     let filled = match stats.denoised {
         None => String::new(),
         Some(d) if d.guide_passes > 0 => {
-            let read = match stats.read() {
-                share if share > 0.995 => String::new(),
-                share => format!(", read {:.0}% of its rows", 100.0 * share),
-            };
             format!(", {} rounds, {} passes of the guide", d.rounds, d.guide_passes)
         }
         Some(d) => format!(", {} rounds", d.rounds),

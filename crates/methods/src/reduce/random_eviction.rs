@@ -92,7 +92,7 @@ impl Lottery {
     /// With these settings.
     ///
     /// # Errors
-    /// [`Error::Method`] for a budget out of range.
+    /// [`tessera_core::Error::Method`] for a budget out of range.
     pub fn new(config: RandomEviction) -> Result<Self> {
         let budget = Budget::of_method("random-eviction", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, cap: Cap::new(budget) })

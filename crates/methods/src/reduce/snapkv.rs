@@ -94,7 +94,7 @@ impl Snapshot {
     /// With these settings.
     ///
     /// # Errors
-    /// [`Error::Method`] for a budget out of range.
+    /// [`tessera_core::Error::Method`] for a budget out of range.
     pub fn new(config: SnapKv) -> Result<Self> {
         let budget = Budget::of_method("snapkv", config.budget, config.ratio, ROWS)?;
         Ok(Self { config, budget })
