@@ -188,6 +188,21 @@ impl<'a> Segment<'a> {
             cache: Some(cache),
         }
     }
+
+    /// A segment whose rows all read one another, without a cache: a whole canvas.
+    pub fn canvas(tokens: &'a [TokenId], positions: &'a [Position], rows_out: RowsOut<'a>) -> Self {
+        Self {
+            input: Input::Tokens(tokens),
+            positions,
+            mask: Mask::Bidirectional,
+            keys: None,
+            bias: &[],
+            write: Write::Discard,
+            rows_out,
+            condition: None,
+            cache: None,
+        }
+    }
 }
 
 /// Where a hidden state is read.

@@ -7,8 +7,8 @@
 
 use tessera_core::dist::{Key, log_sum_exp};
 use tessera_core::{
-    Backbone, Error, Filling, Input, Mask, Pass, Position, Result, Reveal, RowsOut, Segment,
-    TokenId, Write,
+    Backbone, Error, Filling, Pass, Position, Result, Reveal, RowsOut, Segment,
+    TokenId,
 };
 
 /// Draws of one pass.
@@ -50,17 +50,7 @@ pub fn draws(
         let mut segments: Vec<Segment<'_>> = inputs
             .iter()
             .zip(&outs)
-            .map(|(tokens, out)| Segment {
-                input: Input::Tokens(tokens),
-                positions: &positions,
-                mask: Mask::Bidirectional,
-                keys: None,
-                bias: &[],
-                write: Write::Discard,
-                rows_out: RowsOut::Rows(out),
-                condition: None,
-                cache: None,
-            })
+            .map(|(tokens, out)| Segment::canvas(tokens, &positions, RowsOut::Rows(out)))
             .collect();
         backbone.forward(&mut Pass::new(&mut segments), &mut reveal)?;
         let mut row = Vec::new();

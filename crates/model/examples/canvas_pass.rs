@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use tessera_core::{
-    Backbone, Input, Mask, Pass, Position, Reveal, RowsOut, Segment, TokenId, Write,
+    Backbone, Pass, Position, Reveal, RowsOut, Segment, TokenId,
 };
 use tessera_model::arch::Blueprint;
 use tessera_model::cpu::{Arithmetic, CpuBackbone, Options};
@@ -50,17 +50,7 @@ fn main() -> Result<(), Failure> {
     let positions: Vec<Position> = (0..tokens.len() as Position).collect();
     let (mut reveal, mut times) = (Reveal::new(), Vec::new());
     for _ in 0..number(&arguments, "--repeat", 1)?.max(1) {
-        let mut segments = [Segment {
-            input: Input::Tokens(&tokens),
-            positions: &positions,
-            mask: Mask::Bidirectional,
-            keys: None,
-            bias: &[],
-            write: Write::Discard,
-            rows_out: RowsOut::All,
-            condition: None,
-            cache: None,
-        }];
+        let mut segments = [Segment::canvas(&tokens, &positions, RowsOut::All)];
         let start = Instant::now();
         model.forward(&mut Pass::new(&mut segments), &mut reveal)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);

@@ -13,6 +13,7 @@ mod guide;
 mod rule;
 mod seams;
 mod sight;
+mod text;
 
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -20,11 +21,10 @@ use std::time::Instant;
 
 use tessera_core::dist::{Key, Sampler};
 use tessera_core::entry::Site;
-use tessera_core::text::{StopMatcher, StreamDecoder};
 use tessera_core::unmask::ranked;
 use tessera_core::{
     Backbone, Canvas, Commit, Control, End, Error, Event, Evidence, Fill, Filling, FinishReason,
-    InitContext, Origin, Position, Prediction, Result, Start, TokenId, Vocabulary,
+    InitContext, Position, Prediction, Result, Start, TokenId,
 };
 
 use crate::any_subset;
@@ -34,6 +34,8 @@ use ahead::Ahead;
 use guide::Guide;
 use seams::Seams;
 use sight::Sight;
+pub(crate) use text::finished;
+use text::first_end;
 
 /// Masks of a canvas if the request does not say.
 pub const LENGTH: usize = 128;
@@ -420,55 +422,12 @@ impl Text<'_> {
     }
 }
 
-/// The text of a canvas: up to the first end token, without masks. `cut_at` is the end token that a
-/// policy has cut off.
-pub(crate) fn finished(
-    canvas: &Canvas,
-    request: &Request,
-    vocabulary: &dyn Vocabulary,
-    index: usize,
-    cut_at: Option<TokenId>,
-    listener: &mut Listener<'_>,
-) -> Result<Completion> {
-    let end = (!request.ignore_end).then(|| first_end(canvas, vocabulary)).flatten();
-    let written = canvas.prompt()..end.unwrap_or(canvas.len());
-    let tokens: Vec<TokenId> =
-        canvas.tokens()[written].iter().copied().filter(|&token| token != canvas.mask()).collect();
-    let (mut decoder, mut piece, mut text) = (StreamDecoder::new(), String::new(), String::new());
-    let mut stops = StopMatcher::new(request.stops.iter().map(String::as_str))?;
-    for &token in &tokens {
-        decoder.push(vocabulary.bytes(token), &mut piece);
-    }
-    decoder.finish(&mut piece);
-    let mut reason = match end {
-        Some(at) => FinishReason::End { token: canvas.tokens()[at] },
-        None => cut_at.map_or(FinishReason::Length, |token| FinishReason::End { token }),
-    };
-    if listener.stopped && canvas.masks() > 0 {
-        reason = FinishReason::Cancelled;
-    }
-    match stops.push(&piece, &mut text) {
-        Some(at) => reason = FinishReason::Stop { index: at },
-        None => stops.finish(&mut text),
-    }
-    listener.tell(Event::Committed { choice: index, tokens: &tokens, text: &text });
-    listener.tell(Event::Finished { choice: index, reason });
-    Ok(Completion { tokens, text, reason, logprobs: Vec::new(), complete: None })
-}
-
 /// What the model did not know of what a step writes, in nats: `-sum ln p`.
 pub(crate) fn nats(fills: &[Fill]) -> f64 {
     let sum: f64 =
         fills.iter().map(|f| -f64::from(f.probability.max(f32::MIN_POSITIVE)).ln()).sum();
     // A sum over certain tokens is not minus nothing.
     sum.max(0.0)
-}
-
-/// The first end token of the answer.
-fn first_end(canvas: &Canvas, vocabulary: &dyn Vocabulary) -> Option<usize> {
-    let written = |at: &usize| canvas.origins()[*at] != Origin::Masked;
-    let ends = |at: &usize| written(at) && vocabulary.is_end(canvas.tokens()[*at]);
-    (canvas.prompt()..canvas.len()).find(ends)
 }
 
 /// A token for every predicted mask.

@@ -269,16 +269,8 @@ impl<'a> Sight<'a> {
         let mut segments: Vec<Segment<'_>> = canvases
             .iter()
             .zip(&outs)
-            .map(|(canvas, out)| Segment {
-                input: Input::Tokens(canvas.tokens()),
-                positions: &positions[..canvas.len()],
-                mask: Mask::Bidirectional,
-                keys: None,
-                bias: &[],
-                write: Write::Discard,
-                rows_out: RowsOut::Rows(out),
-                condition: None,
-                cache: None,
+            .map(|(canvas, out)| {
+                Segment::canvas(canvas.tokens(), &positions[..canvas.len()], RowsOut::Rows(out))
             })
             .collect();
         let rows = canvases.iter().map(Canvas::len).sum();
@@ -334,17 +326,7 @@ impl<'a> Sight<'a> {
     ) -> Result<Vec<f32>> {
         let all: Vec<u32> = tokens.iter().copied().chain(hints.iter().map(|h| h.token)).collect();
         let places: Vec<Position> = (0..all.len() as Position).collect();
-        let mut segments = [Segment {
-            input: Input::Tokens(&all),
-            positions: &places,
-            mask: Mask::Bidirectional,
-            keys: None,
-            bias: &[],
-            write: Write::Discard,
-            rows_out: RowsOut::None,
-            condition: None,
-            cache: None,
-        }];
+        let mut segments = [Segment::canvas(&all, &places, RowsOut::None)];
         let mut pass = Pass::new(&mut segments);
         pass.layers = Layers::First(0);
         pass.taps.hidden = &[HiddenSite::Embedding];
