@@ -7,8 +7,7 @@
 
 use tessera_core::dist::{Key, log_sum_exp};
 use tessera_core::{
-    Backbone, Error, Filling, Pass, Position, Result, Reveal, RowsOut, Segment,
-    TokenId,
+    Backbone, Error, Filling, Pass, Position, Result, Reveal, RowsOut, Segment, TokenId,
 };
 
 /// Draws of one pass.

@@ -12,9 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
-use tessera_core::{
-    Backbone, Pass, Position, Reveal, RowsOut, Segment, TokenId,
-};
+use tessera_core::{Backbone, Pass, Position, Reveal, RowsOut, Segment, TokenId};
 use tessera_model::arch::Blueprint;
 use tessera_model::cpu::{Arithmetic, CpuBackbone, Options};
 use tessera_model::open_weights;
