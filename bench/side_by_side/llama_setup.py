@@ -5,7 +5,7 @@ a directory of its own below one that git ignores: the shared library (for run.p
 native instructions and OpenMP, without curl and without the web page. A finished build is recognised by its stamp file and is not
 repeated.
 
-    python3 bench/side_by_side/llama_setup.py [--dir DIR] [--jobs N] [--server]
+    python3 bench/side_by_side/llama_setup.py [--dir DIR] [--jobs N] [--server] [--diffusion]
 
 prints the interpreter of the library's environment (`import llama_cpp` works there), or the path of the server.
 """
@@ -171,14 +171,28 @@ def ensure_server(directory: Path, jobs: int = 2) -> Path:
     return server
 
 
+def ensure_diffusion(directory: Path, jobs: int = 2) -> Path:
+    """Builds llama.cpp's diffusion example if it is not there, on top of the server's build; returns the program's path."""
+    ensure_server(directory, jobs)
+    build = directory / "build-server"
+    program = build / "bin" / "llama-diffusion-cli"
+    if program.exists():
+        return program
+    log = directory / "build-server.log"
+    flags = [flag.replace("BUILD_EXAMPLES=OFF", "BUILD_EXAMPLES=ON") for flag in SERVER_FLAGS]
+    compile_target(directory / "venv", directory / f"llama_cpp_python-{VERSION}", build, flags, program.name, jobs, log)
+    return program
+
+
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dir", type=Path, default=default_dir(), help="build directory (default: target/side_by_side)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="parallel compiler processes")
     parser.add_argument("--server", action="store_true", help="build llama-server instead of the library")
+    parser.add_argument("--diffusion", action="store_true", help="build the diffusion example")
     arguments = parser.parse_args()
-    build = ensure_server if arguments.server else ensure
+    build = ensure_diffusion if arguments.diffusion else ensure_server if arguments.server else ensure
     print(build(arguments.dir, arguments.jobs))
 
 
