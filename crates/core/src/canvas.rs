@@ -13,6 +13,9 @@ pub struct Filling {
     /// Whether row `i` predicts the token at `i + 1`, as in a model that was made from an
     /// autoregressive one, instead of its own.
     pub shift: bool,
+    /// Whether a row reads only what was written before it, in any order: such a model fills one hole
+    /// after another, and its masks read nothing that is not known.
+    pub any_subset: bool,
 }
 
 impl Filling {
@@ -202,8 +205,8 @@ mod tests {
 
     #[test]
     fn a_shifted_model_predicts_from_the_row_before() {
-        let own = Filling { mask: 1, shift: false };
-        let shifted = Filling { mask: 1, shift: true };
+        let own = Filling { mask: 1, shift: false, any_subset: false };
+        let shifted = Filling { mask: 1, shift: true, any_subset: false };
         assert_eq!((own.row_of(4), shifted.row_of(4), shifted.row_of(0)), (4, 3, 0));
     }
 }

@@ -59,6 +59,17 @@ pub enum Event<'a> {
         /// Bytes after.
         bytes_after: usize,
     },
+    /// A canvas begins with tokens that are neither given nor written by a step: a rough answer.
+    Primed {
+        /// The choice, from 0.
+        choice: usize,
+        /// Positions of the tokens (the prompt's first is 0).
+        positions: &'a [Position],
+        /// The tokens.
+        tokens: &'a [TokenId],
+        /// Length of the canvas.
+        length: usize,
+    },
     /// A denoising step has changed a canvas.
     Denoised {
         /// The choice, from 0.

@@ -30,15 +30,26 @@ const GUESS: u64 = 0xa55d_0001;
 const TEST: u64 = 0xa55d_0002;
 const REST: u64 = 0xa55d_0003;
 
-/// The loop's settings, if the recipe asks for it.
-pub(crate) fn asked(recipe: &Recipe) -> Result<Option<AnySubset>> {
-    let mut found = None;
+/// The loop's settings, if the recipe asks for it or the model can do nothing else: its plain run
+/// writes one hole a pass.
+pub(crate) fn asked(recipe: &Recipe, filling: Filling) -> Result<Option<AnySubset>> {
+    let (mut found, mut other) = (None, None);
     for (method, member) in recipe.build()?.into_iter().zip(recipe.members()) {
         match method {
             Method::AnySubset(settings) => found = Some((settings, member.entry.slug)),
-            _ if recipe.members().len() > 1 => found = found.or(None),
-            _ => return Ok(None),
+            _ => other = Some(member.entry.slug),
         }
+    }
+    if filling.any_subset && found.is_none() {
+        return match other {
+            None => Ok(Some(AnySubset { guesses: 1, residual: false })),
+            Some(slug) => {
+                let what = "reads in both directions, and this model reads only what was written \
+                            before. Next: `any-subset`, or none"
+                    .to_owned();
+                Err(Error::Method { method: slug.to_owned(), what })
+            }
+        };
     }
     match found {
         Some((_, slug)) if recipe.members().len() > 1 => {

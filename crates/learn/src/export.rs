@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use tessera_kernels::WeightType;
+use tessera_model::ANY_SUBSET_KEY;
 use tessera_model::gguf::{GgufWriter, MetaValue, Shape as Extents};
 
 use crate::network::{EPSILON, ROPE_BASE, Shape};
@@ -33,6 +34,8 @@ pub struct About<'a> {
     pub is_bidirectional: bool,
     /// Whether the row before a masked token predicts it.
     pub is_shifted: bool,
+    /// Whether it is causal in the order of writing.
+    pub is_any_subset: bool,
 }
 
 /// A row in `q8_0`.
@@ -81,6 +84,9 @@ pub fn write(
     if about.is_bidirectional {
         out.set(&format!("{arch}.attention.causal"), MetaValue::Bool(false));
         out.set("diffusion.shift_logits", MetaValue::Bool(about.is_shifted));
+        if about.is_any_subset {
+            out.set(ANY_SUBSET_KEY, MetaValue::Bool(true));
+        }
     }
     vocabulary.write(&mut out);
     for tensor in shape.tensors() {

@@ -395,6 +395,7 @@ impl Run {
             about: &self.recipe.about,
             is_bidirectional: self.objective.is_bidirectional(),
             is_shifted: self.objective.is_shifted(),
+            is_any_subset: self.objective.is_any_subset(),
         };
         export::write(&path, about, &self.shape, &self.vocabulary, &self.state.mean, stored)?;
         Ok(path)

@@ -8,13 +8,14 @@ use tessera_core::{Backbone, Input, Mask, Pass, Position, Reveal, RowsOut, Segme
 use tessera_kernels::Pool;
 use tessera_learn::export::{About, Stored, write};
 use tessera_learn::network::{Batch, Network, See, Shape};
+use tessera_learn::objectives::{AnySubset, Objective, Place};
 use tessera_learn::vocabulary::Vocabulary;
 use tessera_model::arch::Blueprint;
 use tessera_model::cpu::{Arithmetic, CpuBackbone, Options};
 use tessera_model::open_weights;
 
 #[test]
-fn the_cpu_backbone_computes_the_trainers_logits_in_both_directions() {
+fn the_cpu_backbone_computes_the_trainers_logits_whoever_reads_whom() {
     let text =
         "the cat sat on the mat and the cat said that the mat was flat, that was that. ".repeat(3);
     let vocabulary = Vocabulary::train([text.as_str()].into_iter(), 272).unwrap();
@@ -30,7 +31,13 @@ fn the_cpu_backbone_computes_the_trainers_logits_in_both_directions() {
     }
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("m.gguf");
-    let about = About { name: "m", about: "a test", is_bidirectional: false, is_shifted: false };
+    let about = About {
+        name: "m",
+        about: "a test",
+        is_bidirectional: false,
+        is_shifted: false,
+        is_any_subset: false,
+    };
     write(&path, about, &shape, &vocabulary, &weights, Stored::F32).unwrap();
 
     let source = open_weights(&path).unwrap();
@@ -40,14 +47,21 @@ fn the_cpu_backbone_computes_the_trainers_logits_in_both_directions() {
     let mut network = Network::new(shape, Arc::new(Pool::new(2)), None).unwrap();
 
     let tokens: Vec<u32> = (0..32).map(|i| (i * i * 13 + i) % shape.vocab as u32).collect();
-    let positions: Vec<Position> = (0..32).collect();
-    let rows: Vec<u32> = (0..32).collect();
-    for (see, mask) in [(See::Causal, Mask::Causal), (See::Full, Mask::Bidirectional)] {
-        let batch = Batch { tokens: tokens.clone(), see, targets: vec![] };
+    let one = |see: See| Batch { tokens: tokens.clone(), see, targets: vec![] };
+    let place = Place { seed: 1, step: 1, first: 0, total: 1 };
+    let two = AnySubset { mask: 5 }.training(&[&tokens], place);
+    let See::Streams(bits) = two.see.clone() else { panic!("two streams") };
+    let streams = Mask::Explicit { bits: &bits, columns: 64 };
+    let ways =
+        [(one(See::Causal), Mask::Causal), (one(See::Full), Mask::Bidirectional), (two, streams)];
+    for (batch, mask) in ways {
+        let tokens = &batch.tokens;
+        let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+        let positions: Vec<Position> = rows.iter().map(|row| row % 32).collect();
         let trained = network.logits(&weights, &batch, &rows).unwrap();
         let mut reveal = Reveal::new();
         let mut segments = [Segment {
-            input: Input::Tokens(&tokens),
+            input: Input::Tokens(tokens),
             positions: &positions,
             mask,
             keys: None,

@@ -23,6 +23,7 @@ use crate::record::{
 use crate::statistics::{Interval, geometric_mean, median};
 use crate::trial::{self, Counts, Trial};
 use crate::verdict;
+use crate::workload::Expected;
 
 /// A prompt to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +34,8 @@ pub struct Task {
     pub name: String,
     /// Its tokens.
     pub tokens: Vec<TokenId>,
+    /// The right answer, if there is one.
+    pub expected: Option<Expected>,
 }
 
 /// How much to measure.
@@ -143,6 +146,11 @@ impl Turn<'_> {
             trial::run(self.model, &mut cold, &request, self.cancel)?;
         }
         request.max_tokens = Some(self.plan.tokens);
+        if let Some(expected) = &self.task.expected {
+            request.max_tokens = Some(expected.length);
+            request.canvas.template.clone_from(&expected.template);
+            request.canvas.prior.clone_from(&expected.rough);
+        }
         let mut order: Vec<usize> = (0..arms.len()).collect();
         if turn % 2 == 1 {
             order.reverse();
@@ -286,8 +294,14 @@ impl Measured<'_> {
         })
     }
 
+    /// The samples of a category. All together leave out those that have one right answer, unless
+    /// there are no others.
     fn of<'b>(&'b self, category: Option<&'b str>) -> impl Iterator<Item = &'b Sample<'b>> {
-        self.samples.iter().filter(move |s| category.is_none_or(|c| s.task.category == c))
+        let only = self.samples.iter().all(|s| s.task.expected.is_some());
+        self.samples.iter().filter(move |s| match category {
+            Some(category) => s.task.category == category,
+            None => only || s.task.expected.is_none(),
+        })
     }
 
     /// A value of each prompt: the geometric mean over its turns. Turns of a prompt share its text, so
@@ -371,6 +385,9 @@ impl Measured<'_> {
             let (plain, other) = (&sample.trials[0].tokens, &sample.trials[at].tokens);
             let same = plain.iter().zip(other).take_while(|(a, b)| a == b).count();
             text.texts += 1;
+            if let Some(expected) = &sample.task.expected {
+                *text.right.get_or_insert(0) += usize::from(expected.is_met(other));
+            }
             common += same;
             all += plain.len();
             if plain == other {

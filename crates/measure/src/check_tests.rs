@@ -13,6 +13,7 @@ fn tasks() -> Vec<Task> {
         category: category.to_owned(),
         name: format!("{category}-{i}"),
         tokens: (0..12).map(|j| (i * 7 + j * 3) % 50).collect(),
+        expected: None,
     };
     vec![task("a", 1), task("b", 2), task("a", 3)]
 }

@@ -62,7 +62,8 @@ pub const CACHED: &str = "prefix-cache";
 
 /// Whether a method takes part in filling masks.
 pub fn fills_masks(entry: &MethodEntry) -> bool {
-    entry.places.iter().any(|p| p.role == Role::Unmask || p.site == Site::Window)
+    entry.needs.any_subset
+        || entry.places.iter().any(|p| p.role == Role::Unmask || p.site == Site::Window)
 }
 
 /// The role by which a method is checked.
@@ -76,6 +77,7 @@ pub fn role(entry: &MethodEntry) -> Result<Role> {
             );
         }
         Kind::Objective => return refuse("is a training objective: its recipe measures it"),
+        Kind::Loop if entry.needs.any_subset => return Ok(Role::Unmask),
         Kind::Loop => {
             return refuse("is what others are measured against: check one of `tessera methods`");
         }
@@ -226,8 +228,18 @@ impl Lineup {
             why: why.to_owned(),
             recipe,
         };
-        let why = "one mask a pass, the surest first, the whole canvas computed: what passes, speed and \
-                   texts are measured against";
+        // Its model writes one hole a pass and can do nothing else: there is no other decoder to set
+        // beside it, nor an order to draw.
+        let alone = entry.needs.any_subset;
+        let why = match alone {
+            true => {
+                "one hole a pass, from left to right: what passes and speed are measured against"
+            }
+            false => {
+                "one mask a pass, the surest first, the whole canvas computed: what passes, speed and \
+                 texts are measured against"
+            }
+        };
         let mut arms = vec![setup(Part::Plain, "plain", why, Recipe::plain())];
         let unmasks = has_role(entry, Role::Unmask);
         let (rival, why) = match unmasks {
@@ -236,15 +248,15 @@ impl Lineup {
         };
         // What the method is combined with goes with the baseline too, where they fit together.
         let others: Vec<MethodCall> = with.to_vec();
-        if rival != entry.slug && find(entries, rival).is_ok() {
+        if !alone && rival != entry.slug && find(entries, rival).is_ok() {
             let joined = Recipe::resolve(entries, &join(&plain(rival), &others));
             let recipe = joined.or_else(|_| Recipe::resolve(entries, &[plain(rival)]))?;
             arms.push(setup(Part::Rival, rival, why, recipe));
         }
         let exactness = method.exactness();
         arms.push(setup(Part::Method, entry.slug, "the method", method));
-        let control =
-            find(entries, ANY_ORDER).ok().filter(|_| unmasks && exactness != Exactness::BitExact);
+        let drawn = unmasks && exactness != Exactness::BitExact;
+        let control = find(entries, ANY_ORDER).ok().filter(|_| drawn);
         let control = control.map(|control| (control, Vec::new()));
         let mut all = Self { entry, exactness, arms, control, entries };
         if let Some(recipe) = all.control(None)? {

@@ -181,6 +181,9 @@ pub struct Agreement {
     /// The plain run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plain_distinct: Option<f64>,
+    /// Answers that are the right one; only where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<usize>,
 }
 
 /// Where a text leaves the plain run's.

@@ -45,6 +45,7 @@ fn what_is_evicted_is_no_longer_known_and_a_whole_budget_is_the_plain_run() {
         category: "recall".into(),
         name: "recall-1".into(),
         tokens: texts[0].prompts[0].clone(),
+        expected: None,
     };
     let sweep = Some(("budget".to_owned(), vec![json!(64)]));
     let plan = Plan { answer: 3, speed: 4, scored: 5, sweep, seed: 0, limit: None };

@@ -187,8 +187,19 @@ fn named(arm: &Arm) -> String {
 
 /// What no machine changes, where masks are filled.
 fn canvas_counts(record: &Record, text: &mut String) {
-    let titles =
-        ["counts", "passes", "tokens a pass", "rows", "rows a token", "perplexity", "distinct-2"];
+    let mut titles = vec![
+        "counts",
+        "passes",
+        "tokens a pass",
+        "rows",
+        "rows a token",
+        "perplexity",
+        "distinct-2",
+    ];
+    let asked: Vec<&str> = record.arms.first().map_or_else(Vec::new, |arm| {
+        arm.categories.iter().filter(|r| r.text.right.is_some()).map(|r| &*r.category).collect()
+    });
+    titles.extend(&asked);
     let mut grid = Grid::new(&titles);
     let plain = record.arm(Part::Method).map(|a| &a.overall.text);
     for arm in &record.arms {
@@ -200,7 +211,7 @@ fn canvas_counts(record: &Record, text: &mut String) {
             _ => (own.perplexity, own.distinct),
         };
         let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);
-        grid.row(vec![
+        let mut cells = vec![
             arm.label.clone(),
             counts.all_passes().to_string(),
             figure(counts.per_pass()),
@@ -208,9 +219,18 @@ fn canvas_counts(record: &Record, text: &mut String) {
             figure(counts.rows() as f64 / counts.committed.max(1) as f64),
             show(perplexity),
             show(distinct),
-        ]);
+        ];
+        cells.extend(asked.iter().map(|&name| {
+            let row = arm.categories.iter().find(|r| r.category == name);
+            row.and_then(|r| Some(format!("{}/{}", r.text.right?, r.text.texts)))
+                .unwrap_or_else(|| "-".to_owned())
+        }));
+        grid.row(cells);
     }
     let _ = write!(text, "\n{}", grid.text());
+    if !asked.is_empty() {
+        let _ = writeln!(text, "{}: right answers of those asked", asked.join(", "));
+    }
     let judge = record.draft_model.as_ref().map(|d| d.name.as_str());
     let _ = match judge {
         Some(judge) => {

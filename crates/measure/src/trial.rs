@@ -197,6 +197,7 @@ pub fn offer(model: Model<'_>) -> tessera_core::entry::Offer {
         capabilities: model.backbone.capabilities(),
         draft_model: model.draft.is_some(),
         mask_token: model.filling.is_some(),
+        any_subset: model.filling.is_some_and(|filling| filling.any_subset),
         // Whoever resolves a recipe hands it the measurements.
         calibration: true,
         ..tessera_core::entry::Needs::NONE

@@ -2,19 +2,24 @@
 //!
 //! Every candidate answers the same prompts as the plain run, in turns with it, with the cost
 //! curve measured first; what counts is the ratio of the two decoding times, prompt by prompt.
-//! Candidates that are clearly behind after a short round take no part in the long one.
+//! Candidates that are clearly behind after a short round take no part in the long one. Where masks are
+//! filled and the text may change, it must be as good as the plain canvas's in the eyes of the judge.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use tessera_core::entry::{Exactness, MethodCall, MethodEntry, Role};
+use tessera_core::TokenId;
+use tessera_core::entry::{Exactness, MethodCall, MethodEntry, Role, Site};
+use tessera_engine::Model;
 use tessera_runtime::{CostCurve, METHODS, Recipe, Request, Session};
 
+use crate::error::Error;
+use crate::lineup::fills_masks;
 use crate::statistics::{geometric_mean, median};
-use crate::trial;
 use crate::tuned::Promise;
+use crate::{quality, trial, verdict};
 
 /// A prompt to tune on.
 pub struct TunePrompt {
@@ -37,6 +42,26 @@ pub struct Trial {
     pub tokens_per_pass: f64,
     /// Whether it took part in the long round.
     pub finalist: bool,
+    /// What its texts are worth beside the plain canvas's; only where the judge was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub texts: Option<Worth>,
+}
+
+/// What texts are worth, beside the plain canvas's: perplexity under the judge and distinct-2.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Worth {
+    /// Perplexity of its texts, then of the plain run's.
+    pub perplexity: (f64, f64),
+    /// Different pairs of neighbouring tokens, as a share of all pairs, in the same order.
+    pub distinct: (f64, f64),
+}
+
+impl Worth {
+    /// Whether the texts are no worse than the plain run's by more than a twentieth.
+    pub fn holds(&self) -> bool {
+        self.perplexity.0 <= verdict::WORSE * self.perplexity.1
+            && self.distinct.0 * verdict::WORSE >= self.distinct.1
+    }
 }
 
 /// What tuning found.
@@ -91,6 +116,10 @@ pub fn candidates(
     promise: Promise,
     curve: &CostCurve,
 ) -> Vec<Recipe> {
+    let fits = |recipe: &Recipe| recipe.fits(&session.offer()).is_ok();
+    if session.filling().is_some() {
+        return of_canvas(entries, promise).into_iter().filter(fits).collect();
+    }
     let mut recipes = Vec::new();
     for entry in entries.iter().filter(|e| e.places.iter().any(|p| p.role == Role::Draft)) {
         if !keeps(entry.exactness, promise) {
@@ -107,19 +136,32 @@ pub fn candidates(
             // A budget outside a drafter's range is no candidate.
             let recipe =
                 Recipe::resolve(entries, &[call]).and_then(|r| r.with_curve(curve.clone()));
-            recipes.extend(recipe.ok().filter(|r| r.fits(&session.offer()).is_ok()));
+            recipes.extend(recipe.ok().filter(fits));
         }
     }
     recipes
 }
 
-/// Decoding time per token, and tokens per pass, of a request with a recipe, from a cold start.
+/// What fills masks and keeps the promise: every decoder, every cache, and each of the one with each of
+/// the other where they go together.
+fn of_canvas(entries: &[&'static MethodEntry], promise: Promise) -> Vec<Recipe> {
+    let kept = |e: &&&'static MethodEntry| fills_masks(e) && keeps(e.exactness, promise);
+    let call = |e: &MethodEntry| MethodCall { id: e.slug.to_owned(), settings: Default::default() };
+    let is_cache = |e: &MethodEntry| e.places.iter().any(|p| p.site == Site::Window);
+    let (caches, decoders): (Vec<&MethodEntry>, Vec<_>) =
+        entries.iter().filter(kept).copied().partition(|e| is_cache(e));
+    let one = decoders.iter().chain(&caches).map(|e| vec![call(e)]);
+    let two = caches.iter().flat_map(|c| decoders.iter().map(|d| vec![call(c), call(d)]));
+    one.chain(two).filter_map(|calls| Recipe::resolve(entries, &calls).ok()).collect()
+}
+
+/// A request with a recipe, from a cold start.
 fn run(
     session: &Session,
     request: &Request,
     recipe: &Recipe,
     tokens: usize,
-) -> crate::Result<(f64, f64)> {
+) -> crate::Result<trial::Trial> {
     let request = Request {
         recipe: recipe.clone(),
         max_tokens: Some(tokens),
@@ -127,8 +169,7 @@ fn run(
         ..request.clone()
     };
     let never = AtomicBool::new(false);
-    let trial = trial::run(session.model(), &mut session.sequence()?, &request, &never)?;
-    Ok((trial.pace().unwrap_or(f64::NAN), trial.counts.per_pass()))
+    Ok(trial::run(session.model(), &mut session.sequence()?, &request, &never)?)
 }
 
 /// One round: every recipe on every prompt, in turns with the plain run.
@@ -141,35 +182,60 @@ fn round(
 ) -> crate::Result<Vec<Trial>> {
     let mut ratios: Vec<BTreeMap<String, Vec<f64>>> = vec![BTreeMap::new(); recipes.len()];
     let mut per_pass = vec![Vec::new(); recipes.len()];
+    let mut texts = vec![(Vec::new(), Vec::new()); recipes.len()];
+    let pace = |trial: &trial::Trial| trial.pace().unwrap_or(f64::NAN);
     for prompt in prompts {
         for (at, recipe) in recipes.iter().enumerate() {
             // The plain run beside each, so that a slow moment of the machine hits both.
-            let (plain, _) = run(session, &prompt.request, &Recipe::plain(), tokens)?;
-            let (with, committed) = run(session, &prompt.request, recipe, tokens)?;
-            ratios[at].entry(prompt.category.clone()).or_default().push(plain / with);
-            per_pass[at].push(committed);
+            let plain = run(session, &prompt.request, &Recipe::plain(), tokens)?;
+            let with = run(session, &prompt.request, recipe, tokens)?;
+            let ratio = pace(&plain) / pace(&with);
+            ratios[at].entry(prompt.category.clone()).or_default().push(ratio);
+            per_pass[at].push(with.counts.per_pass());
+            texts[at].0.push((&prompt.request.prompt[..], with.tokens));
+            texts[at].1.push((&prompt.request.prompt[..], plain.tokens));
             progress();
         }
     }
+    let judge = session.filling().and(quality::judge(session.model()));
     let trial = |(at, recipe): (usize, &Recipe)| {
+        let texts = match judge {
+            Some(judge) => Some(worth(judge, &texts[at].0, &texts[at].1)?),
+            None => None,
+        };
         let categories: BTreeMap<String, f64> =
             ratios[at].iter().map(|(c, r)| (c.clone(), median(r))).collect();
         let all: Vec<f64> = categories.values().copied().collect();
-        Trial {
+        Ok(Trial {
             methods: recipe.to_json(),
             speedup: geometric_mean(&all),
             categories,
             tokens_per_pass: median(&per_pass[at]),
             finalist: false,
-        }
+            texts,
+        })
     };
-    Ok(recipes.iter().enumerate().map(trial).collect())
+    recipes.iter().enumerate().map(trial).collect()
+}
+
+/// Prompts with their answers.
+type Texts<'a> = [(&'a [TokenId], Vec<TokenId>)];
+
+/// What `own` texts are worth beside `plain` ones.
+fn worth(judge: Model<'_>, own: &Texts<'_>, plain: &Texts<'_>) -> crate::Result<Worth> {
+    let pairs = |texts: &Texts<'_>| -> crate::Result<(f64, f64)> {
+        let texts: Vec<(&[TokenId], &[TokenId])> =
+            texts.iter().map(|(p, a)| (*p, &a[..])).collect();
+        Ok((quality::perplexity(judge, &texts)?, quality::distinct(&texts)))
+    };
+    let (own, plain) = (pairs(own)?, pairs(plain)?);
+    Ok(Worth { perplexity: (own.0, plain.0), distinct: (own.1, plain.1) })
 }
 
 /// Tries the candidates on the prompts. `progress` hears (runs done, runs in all).
 ///
 /// # Errors
-/// Whatever a run reports; no prompts.
+/// Whatever a run reports; a promise that nobody can judge.
 pub fn tune(
     session: &Session,
     prompts: &[TunePrompt],
@@ -178,6 +244,12 @@ pub fn tune(
     plan: Plan,
     progress: &mut dyn FnMut(usize, usize),
 ) -> crate::Result<Tuning> {
+    let judged = session.filling().is_some() && promise == Promise::Any;
+    if judged && quality::judge(session.model()).is_none() {
+        let what = "exact = any: needs a judge of the texts where masks are filled. Next: name a causal \
+                    model of the same vocabulary with --draft-model";
+        return Err(Error::Usage(what.to_owned()));
+    }
     let recipes = candidates(METHODS, session, promise, curve);
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let few: Vec<&TunePrompt> = prompts
@@ -189,14 +261,18 @@ pub fn tune(
         })
         .collect();
     let all: Vec<&TunePrompt> = prompts.iter().collect();
-    let finalists = plan.finalists.min(recipes.len());
+    // The fastest canvases are often the worst, so more of them are looked at in full.
+    let finalists = (plan.finalists * if judged { 4 } else { 1 }).min(recipes.len());
     let (mut done, total) = (0, few.len() * recipes.len() + all.len() * finalists);
     let mut step = || {
         done += 1;
         progress(done, total);
     };
     let mut trials = round(session, &few, &recipes, plan.short.0, &mut step)?;
-    let mut order: Vec<usize> = (0..recipes.len()).collect();
+    // A short text says little about its worth, so the bar is lower here.
+    let hopeless =
+        |t: &Trial| judged && t.texts.is_some_and(|w| w.perplexity.0 > 2.0 * w.perplexity.1);
+    let mut order: Vec<usize> = (0..recipes.len()).filter(|&at| !hopeless(&trials[at])).collect();
     order.sort_by(|&a, &b| trials[b].speedup.total_cmp(&trials[a].speedup));
     order.truncate(finalists);
     let best: Vec<Recipe> = order.iter().map(|&at| recipes[at].clone()).collect();
@@ -206,7 +282,8 @@ pub fn tune(
     trials.sort_by(|a, b| b.finalist.cmp(&a.finalist).then(b.speedup.total_cmp(&a.speedup)));
     let worth = |t: &&Trial| {
         let worst = t.categories.values().copied().fold(f64::INFINITY, f64::min);
-        t.finalist && t.speedup >= LEAST_GAIN && worst >= WORST_CATEGORY
+        let good = !judged || t.texts.is_some_and(|w| w.holds());
+        t.finalist && t.speedup >= LEAST_GAIN && worst >= WORST_CATEGORY && good
     };
     let (methods, speedup) =
         trials.iter().find(worth).map_or((json!([]), 1.0), |t| (t.methods.clone(), t.speedup));

@@ -114,7 +114,7 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
 
 /// Texts of this much more perplexity, or of so many fewer different pairs of tokens, are worse than the
 /// plain run's.
-const WORSE: f64 = 1.05;
+pub(crate) const WORSE: f64 = 1.05;
 
 /// What is wrong with the texts of a method that fills masks, if a judge could tell.
 fn canvas(method: &Row, control: Option<&Row>) -> Option<(Word, String)> {

@@ -307,6 +307,7 @@ mod tests {
             category: "a".to_owned(),
             name: "a-1".to_owned(),
             tokens: vec![3, 1, 4, 1, 5, 3, 1],
+            expected: None,
         }];
         let never = AtomicBool::new(false);
         let plan = Plan { tokens: 30, seed: 4 };
@@ -345,7 +346,8 @@ mod tests {
         });
         let words = Words::bytes();
         let model = Model { backbone: &toy, vocabulary: &words, draft: None, filling: None };
-        let task = Task { category: "a".into(), name: "a-1".into(), tokens: vec![0, 0] };
+        let task =
+            Task { category: "a".into(), name: "a-1".into(), tokens: vec![0, 0], expected: None };
         let first = difference(model, &task, &[2, 3, 4], &[2, 8, 4]).unwrap();
         assert_eq!((first.at, first.margin), (1, Some(1.5)));
         assert_eq!(

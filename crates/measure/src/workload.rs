@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use tessera_core::TokenId;
+use tessera_core::{Position, TokenId};
+use tessera_learn::corpus::tasks;
 use tessera_runtime::{Message, Prompt, Session};
 
 use crate::error::{Error, Result};
 
 /// A prompt.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Item {
     /// What kind of work it is (`chat`, `code-edit` ...).
@@ -24,6 +25,16 @@ pub struct Item {
     /// Continue the text as it is, without the model's chat template.
     #[serde(default)]
     pub raw: bool,
+    /// How the one right answer begins, where there is one: such prompts are counted, and take no part
+    /// in the overall speed, as their answers are short.
+    #[serde(default)]
+    pub answer: Option<String>,
+    /// What stands behind that answer; only for models that fill masks.
+    #[serde(default)]
+    pub after: Option<String>,
+    /// A rough answer, for methods that start from one; only for models that fill masks.
+    #[serde(default)]
+    pub rough: Option<String>,
 }
 
 impl Item {
@@ -39,7 +50,61 @@ impl Item {
         }
         Ok(session.tokens(&Prompt::Chat(&[Message::new("user", text)]))?)
     }
+
+    /// The right answer for a model, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a text behind the answer of a model that writes from left to right.
+    pub fn expected(&self, session: &Session) -> Result<Option<Expected>> {
+        let Some(answer) = &self.answer else { return Ok(None) };
+        let vocabulary = session.vocabulary();
+        let tokens = vocabulary.encode(answer);
+        let mut length = tokens.len();
+        let mut template = Vec::new();
+        match &self.after {
+            Some(after) if session.filling().is_some() => {
+                template.extend((length as Position..).zip(vocabulary.encode(after)));
+                length += template.len();
+            }
+            Some(_) => {
+                let name = &session.info().name;
+                let what = format!(
+                    "{}: has a text behind its answer, which {name} cannot read: it writes from left \
+                     to right",
+                    self.name
+                );
+                return Err(Error::Usage(what));
+            }
+            // Room for the end of the text.
+            None => length += 1,
+        }
+        let rough = self.rough.as_ref().map_or_else(Vec::new, |text| vocabulary.encode(text));
+        Ok(Some(Expected { tokens, template, length, rough }))
+    }
 }
+
+/// The one right answer of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// The tokens that the answer has to begin with.
+    pub tokens: Vec<TokenId>,
+    /// Tokens that stand behind them, by their place in the answer.
+    pub template: Vec<(Position, TokenId)>,
+    /// Tokens to make, those of the template included.
+    pub length: usize,
+    /// A rough answer; usually empty.
+    pub rough: Vec<TokenId>,
+}
+
+impl Expected {
+    /// Whether an answer is right.
+    pub fn is_met(&self, answer: &[TokenId]) -> bool {
+        answer.starts_with(&self.tokens)
+    }
+}
+
+/// Tasks of each kind among the built-in prompts for models that fill masks, and their seed.
+const TASKS: (u32, u64) = (8, 1);
 
 /// Prompts, grouped by category.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +153,8 @@ impl Workload {
         Ok(Self::named("built-in", items))
     }
 
-    /// The prompts for models that fill masks: openings of stories (CC0).
+    /// The prompts for models that fill masks: openings of stories (CC0), and tasks with one right
+    /// answer that no training of ours has seen.
     ///
     /// # Errors
     /// Never, as the tests read the file.
@@ -99,7 +165,22 @@ impl Workload {
             what: e.message().to_owned(),
         })?;
         let story = |p: Item| Item { category: "story".to_owned(), ..p };
-        Ok(Self::named("built-in", file.prompt.into_iter().map(story).collect()))
+        let mut items: Vec<Item> = file.prompt.into_iter().map(story).collect();
+        let (count, seed) = TASKS;
+        let all = count * tasks::Kind::ALL.len() as u32;
+        items.extend((0..all).map(|index| {
+            let task = tasks::Task::new(seed, tasks::FRESH + index);
+            Item {
+                category: task.kind.name().to_owned(),
+                name: String::new(),
+                text: task.before,
+                raw: true,
+                answer: Some(task.answer),
+                after: Some(task.after).filter(|text| !text.is_empty()),
+                rough: Some(task.rough).filter(|text| !text.is_empty()),
+            }
+        }));
+        Ok(Self::named("built-in", items))
     }
 
     /// A user's own prompts: one a line, or one JSON object a line with `text` (or `prompt`) and,
@@ -129,8 +210,12 @@ impl Workload {
                     .map_err(|e| format!("line {number}: {e}. Next: {{\"text\": \"...\"}}"))?
             } else {
                 let text = line.to_owned();
-                Item { category: String::new(), name: String::new(), text, raw: false }
+                Item { text, ..Item::default() }
             };
+            if item.answer.is_none() && (item.after.is_some() || item.rough.is_some()) {
+                let what = "`after` and `rough` go with an `answer`: give one";
+                return Err(format!("line {number}: {what}"));
+            }
             if item.text.trim().is_empty() {
                 return Err(format!("line {number}: the prompt is empty"));
             }
@@ -234,6 +319,19 @@ mod tests {
     }
 
     #[test]
+    fn prompts_for_canvases_are_stories_and_tasks() {
+        let all = Workload::stories().unwrap();
+        assert_eq!(all.categories(), ["story", "copy", "sort", "cloze", "transcribe"]);
+        for item in &all.items {
+            assert_eq!(item.answer.is_some(), item.category != "story", "{}", item.name);
+            assert_eq!(item.after.is_some(), item.category == "cloze", "{}", item.name);
+            assert_eq!(item.rough.is_some(), item.category == "transcribe", "{}", item.name);
+        }
+        let expected = Expected { tokens: vec![4, 5], template: vec![], length: 3, rough: vec![] };
+        assert!(expected.is_met(&[4, 5, 9]) && !expected.is_met(&[4]) && !expected.is_met(&[5, 4]));
+    }
+
+    #[test]
     fn a_users_file_is_lines_or_objects() {
         let text =
             "Say hello.\n\n{\"text\": \"x = [\", \"category\": \"code\", \"raw\": true}\nBye.\n";
@@ -250,6 +348,7 @@ mod tests {
         for (bad, word) in [
             ("", "holds no prompt"),
             ("hello\n{\"txt\": \"x\"}", "line 2: unknown field `txt`"),
+            ("{\"text\": \"x\", \"after\": \"y\"}", "line 1: `after` and `rough` go with"),
             ("{\"text\": \" \"}", "line 1: the prompt is empty"),
             ("{\"text\": 1}", "line 1"),
         ] {

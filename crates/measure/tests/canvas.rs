@@ -4,29 +4,44 @@
 
 use std::sync::atomic::AtomicBool;
 
+use tessera_core::Filling;
 use tessera_core::dist::Sampling;
 use tessera_core::entry::MethodCall;
 use tessera_engine::{CostCurve, Model};
 use tessera_measure::check::{Plan, Setting, Task, measure};
 use tessera_measure::lineup::Lineup;
 use tessera_measure::record::{ModelLine, Part, Record, Word};
+use tessera_measure::workload::Expected;
 use tessera_measure::{table, trial};
 use tessera_methods::ENTRIES;
 use tessera_testkit::{Chain, Words};
 
 fn record(method: &str) -> Record {
+    record_of(method, false)
+}
+
+/// With `any_subset`, of a model that writes one hole after another.
+fn record_of(method: &str, any_subset: bool) -> Record {
     let chain = Chain::seeded(6, 4, 8.0);
     let (denoiser, writer) = (chain.denoiser(128), chain.writer(128));
     let letters = Words::new((0..=chain.states()).map(|i| [b'a' + i as u8]));
-    let filling = Some(chain.filling());
+    let filling = Some(Filling { any_subset, ..chain.filling() });
     let model = Model { backbone: &denoiser, vocabulary: &letters, draft: Some(&writer), filling };
-    let tasks: Vec<Task> = (0..6)
+    let mut tasks: Vec<Task> = (0..6)
         .map(|i| Task {
             category: "story".to_owned(),
             name: format!("story-{i}"),
             tokens: vec![i % 6, (i + 2) % 6],
+            expected: None,
         })
         .collect();
+    // Three that have a right answer: what the template says, something else, and what nobody can know.
+    let given = vec![(0, 3), (1, 2)];
+    for (i, tokens) in [vec![3, 2], vec![3, 4], vec![3, 2, 9]].into_iter().enumerate() {
+        let expected = Some(Expected { tokens, template: given.clone(), length: 4, rough: vec![] });
+        let name = format!("known-{i}");
+        tasks.push(Task { category: "known".to_owned(), name, tokens: vec![1, 2], expected });
+    }
     let call = MethodCall::parse(ENTRIES, method).unwrap();
     let lineup = Lineup::new(ENTRIES, &call, &[], &trial::offer(model)).unwrap();
     let sampling = Sampling::neutral();
@@ -71,4 +86,29 @@ fn a_random_order_is_not_taken_for_a_gain() {
     let record = record("confidence:score=random,steps=6");
     assert_eq!(record.arm(Part::Rival).unwrap().label, "threshold");
     assert_eq!(record.verdict.word, Word::NotHere, "{}", record.verdict.reason);
+}
+
+#[test]
+fn right_answers_are_counted_and_leave_the_speed_alone() {
+    let record = record("threshold:tau=0.5");
+    for arm in &record.arms {
+        let known = arm.categories.iter().find(|row| row.category == "known").unwrap();
+        assert_eq!((known.text.right, known.text.texts), (Some(1), 3), "{}", arm.label);
+        let story = arm.categories.iter().find(|row| row.category == "story").unwrap();
+        assert_eq!((story.text.right, arm.overall.text.right), (None, None));
+        assert_eq!(arm.overall.counts, story.counts);
+    }
+    let shown = table::render(&record);
+    assert!(shown.contains("1/3") && shown.contains("known: right answers"), "{shown}");
+}
+
+#[test]
+fn any_subset_decoding_is_set_beside_one_hole_a_pass() {
+    let record = record_of("any-subset", true);
+    let parts: Vec<Part> = record.arms.iter().map(|arm| arm.part).collect();
+    assert_eq!(parts, [Part::Plain, Part::Method]);
+    let of = |part| &record.arm(part).unwrap().overall;
+    let (plain, method) = (of(Part::Plain), of(Part::Method));
+    assert_eq!((method.text.same, method.text.texts), (6, 6), "keyed: the very tokens");
+    assert!(method.counts.all_passes() <= plain.counts.all_passes());
 }

@@ -338,6 +338,9 @@ pub(crate) fn gguf_architecture(meta: &Metadata) -> Result<Architecture, FileErr
 const MASK: &str = "tokenizer.ggml.mask_token_id";
 const SHIFT: &str = "diffusion.shift_logits";
 
+/// Says that the model is causal in the order of writing: no published format has such models.
+pub const ANY_SUBSET_KEY: &str = "tessera.any_subset";
+
 /// How the model fills masks; `None` for one that writes from left to right. Files that do not say read
 /// predictions as the published models do: LLaDA's from the mask's own row, Dream's from the one before.
 fn gguf_filling(meta: &Metadata, arch: Architecture) -> Result<Option<Filling>, FileError> {
@@ -354,7 +357,8 @@ fn gguf_filling(meta: &Metadata, arch: Architecture) -> Result<Option<Filling>, 
         Fault::missing(field(MASK), next).at(meta.path())
     })?;
     let shift = meta.get_bool(SHIFT)?.unwrap_or(arch == Architecture::Dream);
-    Ok(Some(Filling { mask, shift }))
+    let any_subset = meta.get_bool(ANY_SUBSET_KEY)?.unwrap_or(false);
+    Ok(Some(Filling { mask, shift, any_subset }))
 }
 
 /// A head count: one number, or an array that says the same number for every layer.

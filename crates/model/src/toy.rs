@@ -10,7 +10,7 @@ use tessera_core::ModelSpec;
 
 use crate::arch::{Activation, Blueprint, LayerPlan, Pairing};
 
-pub use file::{denoiser_gguf, gguf};
+pub use file::{any_subset_gguf, denoiser_gguf, gguf};
 
 /// Tensors by their GGUF name. A shape lists the extents outermost first: a matrix of shape
 /// `[n, k]` holds `n` rows of `k` values, row after row (a GGUF file writes that as `k, n`).

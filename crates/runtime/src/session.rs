@@ -217,6 +217,7 @@ impl Session {
             draft_model: self.draft.is_some(),
             calibration: true,
             mask_token: self.blueprint.filling.is_some(),
+            any_subset: self.blueprint.filling.is_some_and(|filling| filling.any_subset),
             ..Needs::NONE
         }
     }

@@ -48,7 +48,7 @@ fn toy(flavour: Flavour, layers: usize) -> Toy {
 }
 
 fn filling(shift: bool) -> Filling {
-    Filling { mask: VOCAB as TokenId - 1, shift }
+    Filling { mask: VOCAB as TokenId - 1, shift, any_subset: false }
 }
 
 /// What a run shows to the observer, step by step.

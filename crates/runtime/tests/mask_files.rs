@@ -21,7 +21,7 @@ fn a_file_says_how_its_masks_are_filled_and_a_session_fills_them() {
         std::fs::write(&path, toy::denoiser_gguf(shift, 5)).unwrap();
         let session = Session::load("denoiser", &path, &options(), &|_| ()).unwrap();
         assert_eq!(session.info().arch, if shift { "dream" } else { "llada" });
-        assert_eq!(session.filling(), Some(Filling { mask: 258, shift }));
+        assert_eq!(session.filling(), Some(Filling { mask: 258, shift, any_subset: false }));
         assert!(session.offer().mask_token && !session.offer().any_subset);
         // The file calls the mask a word; it is none, and no text makes it.
         assert!(session.vocabulary().is_control(258));
@@ -52,6 +52,39 @@ fn a_file_says_how_its_masks_are_filled_and_a_session_fills_them() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn a_model_that_writes_any_subset_does_so_without_being_asked_and_nothing_else() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("subsets.gguf");
+    std::fs::write(&path, toy::any_subset_gguf(5)).unwrap();
+    let session = Session::load("subsets", &path, &options(), &|_| ()).unwrap();
+    assert!(session.offer().any_subset && session.filling().unwrap().any_subset);
+    let run = |method: &[&str], template: &[(u32, u32)]| {
+        let mut request = session.request(&Prompt::Raw("Hello")).unwrap();
+        let calls: Vec<MethodCall> =
+            method.iter().map(|m| MethodCall::parse(ENTRIES, m).unwrap()).collect();
+        request.recipe = Recipe::resolve(ENTRIES, &calls).unwrap();
+        request.sampling = Sampling { temperature: 0.3, ..Sampling::neutral() };
+        (request.max_tokens, request.ignore_end) = (Some(24), true);
+        request.canvas.template = template.to_vec();
+        let cancel = AtomicBool::new(false);
+        session.generate(&request, &mut |_| Control::Continue, &cancel)
+    };
+    for template in [&[][..], &[(3, 65), (4, 66), (17, 67)]] {
+        let plain = run(&[], template).unwrap();
+        let holes = 24 - template.len();
+        // The prompt's pass, then one for every hole.
+        assert_eq!(plain.stats.passes, 1 + holes);
+        let guessed = run(&["any-subset"], template).unwrap();
+        assert_eq!(guessed.choices, plain.choices);
+        assert!(guessed.stats.passes <= plain.stats.passes);
+        assert!(guessed.stats.drafted_tokens > 0);
+    }
+    let error = run(&["threshold"], &[]).unwrap_err().to_string();
+    assert!(error.contains("`threshold`") || error.contains("threshold"), "{error}");
+    assert!(error.contains("any-subset"), "{error}");
 }
 
 #[test]

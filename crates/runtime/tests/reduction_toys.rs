@@ -352,6 +352,11 @@ fn policies_inside_passes_act_for_their_own_text_and_leave_no_rows_to_others() {
         // Passes of 32 rows where the policy asks for them: 3 for 80, and 19 for the text.
         let passes = if slugs[0] == "in-prefill" { 22 } else { 20 };
         assert_eq!(alone.stats.passes, passes);
+        // 19 steps, two key heads: what the caches held before each, and in layer 0 the 71 rows that
+        // the policy leaves out of 80 + s when it names 8 + s + 1.
+        let held: u64 = (0..19).map(|s| (2 * m.spec().layers * (PROMPT + s)) as u64).sum();
+        let unread = if slugs.contains(&"in-decode") { 19 * 2 * 71 } else { 0 };
+        assert_eq!((alone.stats.held_rows, alone.stats.read_rows), (held, held - unread));
         let mut sequence = fresh();
         run(&mut sequence, &[], 1);
         let after = run(&mut sequence, slugs, 1);

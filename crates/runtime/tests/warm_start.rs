@@ -27,7 +27,7 @@ fn cpu(flavour: Flavour) -> CpuBackbone {
 
 fn run(model: &dyn Backbone, methods: &[&str]) -> Outcome {
     let words = Words::new((0..model.spec().vocab).map(|i| i.to_string()));
-    let filling = Some(Filling { mask: MASK, shift: false });
+    let filling = Some(Filling { mask: MASK, shift: false, any_subset: false });
     let model = Model { backbone: model, vocabulary: &words, draft: None, filling };
     let calls: Vec<MethodCall> =
         methods.iter().map(|m| MethodCall::parse(ENTRIES, m).unwrap()).collect();

@@ -45,12 +45,19 @@ impl CanvasFlags {
         }
         if let Some(text) = &self.prior {
             let starts = |site: Site| site == Site::Init;
-            let member = request.recipe.members().iter();
-            if !member.clone().any(|m| m.entry.places.iter().any(|p| starts(p.site))) {
+            let mut members = request.recipe.members().iter();
+            let Some(member) = members.find(|m| m.entry.places.iter().any(|p| starts(p.site)))
+            else {
                 return refuse(
                     "--prior: no method starts from it. Next: add --method context-aware-init"
                         .to_owned(),
                 );
+            };
+            if member.settings.get("prior").is_some_and(|prior| prior == "none") {
+                let slug = member.entry.slug;
+                return refuse(format!(
+                    "--prior: {slug} starts from masks with prior=none. Next: --method {slug}:prior=tokens"
+                ));
             }
             request.canvas.prior = vocabulary.encode(text);
             request.canvas.prior.retain(|&t| t != filling.mask);

@@ -17,7 +17,12 @@ const COLOURS: [u8; 12] = [27, 33, 39, 45, 51, 50, 48, 46, 82, 118, 154, 190];
 enum Cell {
     Mask,
     Given(String),
-    Written { text: String, step: u32 },
+    /// From a rough answer.
+    Guessed(String),
+    Written {
+        text: String,
+        step: u32,
+    },
 }
 
 /// Draws frames of a canvas. Each replaces the one before.
@@ -53,6 +58,14 @@ impl<'a> CanvasView<'a> {
     /// The bytes that show what an event changed; nothing for most events.
     pub(crate) fn hear(&mut self, event: &Event<'_>) -> Option<String> {
         match event {
+            Event::Primed { positions, tokens, length, .. } => {
+                for (&position, &token) in positions.iter().zip(*tokens) {
+                    let cell = Cell::Guessed(self.text(token));
+                    self.put((position as usize).saturating_sub(self.prompt), cell);
+                }
+                self.cells.resize(length.saturating_sub(self.prompt), Cell::Mask);
+                Some(self.frame(0))
+            }
             Event::Denoised { step, positions, tokens, remasked, length, .. } => {
                 for (&position, &token) in positions.iter().zip(*tokens) {
                     let cell = Cell::Written { text: self.text(token), step: *step };
@@ -109,6 +122,7 @@ impl<'a> CanvasView<'a> {
             let (text, wanted) = match cell {
                 Cell::Mask => (MASK, None),
                 Cell::Given(text) => (text.as_str(), Some("\x1b[1m".to_owned())),
+                Cell::Guessed(text) => (text.as_str(), Some("\x1b[2m".to_owned())),
                 Cell::Written { text, step } => (text.as_str(), Some(shade(*step, last))),
             };
             if wanted != colour {

@@ -78,6 +78,7 @@ impl Loaded {
         let context = self.target.info().context;
         let task = |item: &&Item| {
             let tokens = item.tokens(&self.target)?;
+            let expected = item.expected(&self.target)?;
             if tokens.len() + room > context {
                 let what = format!(
                     "{} has {} tokens: with {room} more it does not fit the context of {context}. \
@@ -87,7 +88,8 @@ impl Loaded {
                 );
                 return Err(BadUsage(what).into());
             }
-            Ok(Task { category: item.category.clone(), name: item.name.clone(), tokens })
+            let (category, name) = (item.category.clone(), item.name.clone());
+            Ok(Task { category, name, tokens, expected })
         };
         items.iter().map(task).collect()
     }
@@ -169,7 +171,7 @@ impl Chosen {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Prompts {
     /// Your own prompts instead of the built-in ones: one a line, or a JSON object a line with
-    /// `text` and, if wanted, `category` and `raw`.
+    /// `text` and, if wanted, `category`, `raw`, `answer` (how the right answer begins), `after` and `rough`.
     #[arg(long, value_name = "FILE")]
     pub(crate) workload: Option<PathBuf>,
     /// Only this category; may be given several times.

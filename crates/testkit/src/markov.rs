@@ -40,7 +40,7 @@ impl Chain {
 
     /// How its denoiser fills masks.
     pub fn filling(&self) -> Filling {
-        Filling { mask: self.states() as TokenId, shift: false }
+        Filling { mask: self.states() as TokenId, shift: false, any_subset: false }
     }
 
     /// Given a text in which `None` is not known and the first token is, the law of every position.

@@ -35,7 +35,7 @@ impl Modes {
 
     /// How its denoiser fills masks.
     pub fn filling(&self) -> Filling {
-        Filling { mask: self.states as TokenId, shift: false }
+        Filling { mask: self.states as TokenId, shift: false, any_subset: false }
     }
 
     /// Whether `text` is one of the texts.

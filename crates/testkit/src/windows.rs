@@ -72,7 +72,7 @@ fn course(
     let mut dice = Dice { key: Key::new(seed, 0, 0), draws: 0 };
     let mut course = Course {
         canvas: Canvas::new(&[1; PROMPT], LENGTH, MASK),
-        filling: Filling { mask: MASK, shift },
+        filling: Filling { mask: MASK, shift, any_subset: false },
         block,
         rows: 0,
         stale: Vec::new(),

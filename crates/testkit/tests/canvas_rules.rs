@@ -35,7 +35,7 @@ fn run(
     let calls: Vec<MethodCall> =
         methods.iter().map(|m| MethodCall::parse(ENTRIES, m).unwrap()).collect();
     let (model, guide, words) = (denoiser(seed), Scripted::hashed(7, 64, seed, 4.0), words());
-    let filling = Some(Filling { mask: words.control(), shift: false });
+    let filling = Some(Filling { mask: words.control(), shift: false, any_subset: false });
     let model = Model { backbone: &model, vocabulary: &words, draft: Some(&guide), filling };
     let mut request = Request::new(vec![0, 1]);
     request.recipe = Recipe::resolve(ENTRIES, &calls)?;

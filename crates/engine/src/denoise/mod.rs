@@ -63,7 +63,7 @@ pub(crate) fn generate(
         return Err(Error::ContextFull { needed, limit, trained });
     }
     refuse(request)?;
-    if let Some(settings) = any_subset::asked(&request.recipe)? {
+    if let Some(settings) = any_subset::asked(&request.recipe, filling)? {
         return any_subset::generate(model, filling, request, length, settings, call, cancel);
     }
     let mut listener = Listener::new(call, cancel);
@@ -169,7 +169,7 @@ macro_rules! evidence {
 
 impl Text<'_> {
     fn run(&mut self, listener: &mut Listener<'_>) -> Result<()> {
-        self.init()?;
+        self.init(listener)?;
         let patience = PATIENCE * self.length + 64;
         let mut known: Option<Prediction> = None;
         while self.canvas.masks() > 0 && !listener.stopped() {
@@ -214,7 +214,7 @@ impl Text<'_> {
         Ok(())
     }
 
-    fn init(&mut self) -> Result<()> {
+    fn init(&mut self, listener: &mut Listener<'_>) -> Result<()> {
         let context = InitContext {
             canvas: &self.canvas,
             prior: &self.request.canvas.prior,
@@ -238,11 +238,20 @@ impl Text<'_> {
             let what = format!("no text of at most {masks} tokens is allowed. Next: another -n");
             return Err(Error::Constraint { what });
         }
+        let (mut positions, mut tokens) = (Vec::new(), Vec::new());
         for (position, token) in start.prior {
             self.canvas.guess(position, token)?;
-            if !self.fits() {
+            if self.fits() {
+                positions.push(position);
+                tokens.push(token);
+            } else {
                 self.canvas.remask(position)?;
             }
+        }
+        if !positions.is_empty() {
+            let (choice, length) = (self.index, self.canvas.len());
+            let (positions, tokens) = (&positions, &tokens);
+            listener.tell(Event::Primed { choice, positions, tokens, length });
         }
         self.sight.hints = start.hints;
         Ok(())

@@ -6,7 +6,7 @@ use tessera_core::dist::Key;
 const WORDS: u64 = 0x0037_07d5;
 
 /// Names with the word for who bears them.
-const CHILDREN: &[(&str, &str)] = &[
+pub(super) const CHILDREN: &[(&str, &str)] = &[
     ("Lily", "girl"),
     ("Tom", "boy"),
     ("Anna", "girl"),
@@ -189,7 +189,7 @@ const EVENTS: &[&str] = &[
 ];
 
 /// The `i`-th word list's choice for a story.
-fn pick<T: Copy>(list: &[T], key: Key, i: u32) -> Option<T> {
+pub(super) fn pick<T: Copy>(list: &[T], key: Key, i: u32) -> Option<T> {
     list.get(((key.bits(i) >> 32) as usize * list.len()) >> 32).copied()
 }
 

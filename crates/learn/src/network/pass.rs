@@ -24,6 +24,9 @@ pub enum See {
     Causal,
     /// `bits[row * context + column]`.
     Bits(Vec<bool>),
+    /// Two rows a position: those of the content, then as many again at the same positions.
+    /// `bits[row * 2 * context + column]`.
+    Streams(Vec<bool>),
 }
 
 impl See {
@@ -31,7 +34,15 @@ impl See {
         match self {
             Self::Full => Sight::Full,
             Self::Causal => Sight::Causal,
-            Self::Bits(bits) => Sight::Bits(bits),
+            Self::Bits(bits) | Self::Streams(bits) => Sight::Bits(bits),
+        }
+    }
+
+    /// Rows of a sequence.
+    fn rows(&self, context: usize) -> usize {
+        match self {
+            Self::Streams(_) => 2 * context,
+            _ => context,
         }
     }
 }
@@ -50,7 +61,7 @@ pub struct Target {
 /// What a pass works on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Whole sequences of the shape's context, one after another.
+    /// Whole sequences of the shape's context (twice that for two streams), one after another.
     pub tokens: Vec<u32>,
     /// Who reads whom.
     pub see: See,
@@ -187,7 +198,7 @@ impl Network {
         let (shape, rows) = (&self.shape, batch.tokens.len());
         let wrong = if weights.len() != shape.weights() {
             "other weights than the shape has"
-        } else if rows == 0 || !rows.is_multiple_of(shape.context) {
+        } else if rows == 0 || !rows.is_multiple_of(batch.see.rows(shape.context)) {
             "sequences that are not whole"
         } else if batch.tokens.iter().any(|&t| t as usize >= shape.vocab) {
             "a token that is not in the vocabulary"
@@ -200,7 +211,7 @@ impl Network {
     }
 
     fn heads<'a>(shape: &Shape, see: &'a See) -> Heads<'a> {
-        let (length, heads, dim) = (shape.context, shape.heads, shape.head_dim());
+        let (length, heads, dim) = (see.rows(shape.context), shape.heads, shape.head_dim());
         Heads { length, heads, dim, sight: see.sight() }
     }
 
@@ -400,7 +411,8 @@ mod tests {
     #[test]
     fn gradients_are_those_of_finite_differences_in_every_tensor() {
         let bits: Vec<bool> = (0..256).map(|i| i % 17 == 0 || i % 3 == 0).collect();
-        for see in [See::Full, See::Causal, See::Bits(bits)] {
+        let streams: Vec<bool> = (0..1024).map(|i| i % 33 == 0 || i % 5 == 0).collect();
+        for see in [See::Full, See::Causal, See::Bits(bits), See::Streams(streams)] {
             let mut network = Network::new(SHAPE, Arc::new(Pool::new(2)), Some(63)).unwrap();
             let (weights, batch) = (weights(), batch(see));
             let mut gradient = vec![0.0; weights.len()];

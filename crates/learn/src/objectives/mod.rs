@@ -1,12 +1,14 @@
 //! What a model is trained to do: from rows of tokens to a pass with targets.
 
 mod adaptation;
+mod any_subset;
 mod autoregressive;
 mod masked_diffusion;
 
 use serde::{Deserialize, Serialize};
 
 pub use adaptation::Adaptation;
+pub use any_subset::AnySubset;
 pub use autoregressive::Autoregressive;
 pub use masked_diffusion::MaskedDiffusion;
 
@@ -41,6 +43,11 @@ pub trait Objective: Send + Sync {
     /// Whether a finished model reads in both directions.
     fn is_bidirectional(&self) -> bool;
 
+    /// Whether a finished model is causal in the order of writing, whatever that order is.
+    fn is_any_subset(&self) -> bool {
+        false
+    }
+
     /// The name of the held-out figure.
     fn figure(&self) -> &'static str {
         if self.is_bidirectional() { "perplexity bound" } else { "perplexity" }
@@ -59,6 +66,8 @@ pub enum Choice {
         #[serde(default = "epsilon")]
         epsilon: f32,
     },
+    /// Any subset of a text from any other.
+    AnySubset,
     /// An autoregressive model becomes a masked-diffusion one.
     Adaptation {
         /// As for masked diffusion.
@@ -87,6 +96,7 @@ impl Choice {
         };
         Ok(match *self {
             Self::Autoregressive => Box::new(Autoregressive),
+            Self::AnySubset => Box::new(AnySubset { mask }),
             Self::MaskedDiffusion { epsilon } => {
                 Box::new(MaskedDiffusion { mask, epsilon: checked(epsilon)? })
             }

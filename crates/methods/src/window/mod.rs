@@ -83,7 +83,7 @@ impl Play {
             region: &self.region,
             rows: self.rows,
             stale: &self.stale,
-            filling: tessera_core::Filling { mask: 99, shift: self.shift },
+            filling: tessera_core::Filling { mask: 99, shift: self.shift, any_subset: false },
         };
         let plan = window.plan(&view).unwrap();
         match &plan {

@@ -2,7 +2,9 @@
 
 use super::{QuantiseError, Scheme, Settings};
 use crate::gguf::{GgufWriter, MetaValue};
-use crate::hyper::{Architecture, HyperParams, default_attention_scale, every_nth_global};
+use crate::hyper::{
+    ANY_SUBSET_KEY, Architecture, HyperParams, default_attention_scale, every_nth_global,
+};
 use crate::tokenizer::{HuggingFace, Texts, TokenizerSpec};
 use crate::weights::WeightSource;
 
@@ -105,6 +107,9 @@ fn hyper_params(w: &mut GgufWriter, from: &dyn WeightSource) -> Result<(), Quant
     if let Some(filling) = p.filling {
         w.set(&key("attention.causal"), MetaValue::Bool(false));
         w.set("diffusion.shift_logits", MetaValue::Bool(filling.shift));
+        if filling.any_subset {
+            w.set(ANY_SUBSET_KEY, MetaValue::Bool(true));
+        }
         w.set("tokenizer.ggml.mask_token_id", filling.mask);
     }
     let usual = default_attention_scale(p.arch, p.layers, p.hidden, p.heads, p.head_dim);

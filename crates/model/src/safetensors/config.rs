@@ -199,7 +199,7 @@ fn filling(c: &Fields<'_>, arch: Architecture) -> Result<Option<Filling>, Fault>
     let mask = c.required("mask_token_id", c.size("mask_token_id"))?;
     // A number that does not fit is refused as one beyond the vocabulary.
     let mask = TokenId::try_from(mask).unwrap_or(TokenId::MAX);
-    Ok(Some(Filling { mask, shift: arch == Architecture::Dream }))
+    Ok(Some(Filling { mask, shift: arch == Architecture::Dream, any_subset: false }))
 }
 
 /// Refuses what LLaDA's configuration can say and no LLaDA model is.

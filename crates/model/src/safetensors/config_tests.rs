@@ -26,7 +26,7 @@ fn llada() -> Value {
 fn llada_is_read_by_its_own_names_and_refused_by_them() {
     let params = hyper_params(&llada()).unwrap();
     assert_eq!((params.layers, params.hidden, params.ffn, params.kv_heads), (2, 64, 96, 4));
-    assert_eq!(params.filling, Some(Filling { mask: 96, shift: false }));
+    assert_eq!(params.filling, Some(Filling { mask: 96, shift: false, any_subset: false }));
     for (key, value, word) in [
         ("mask_token_id", Value::Null, "mask_token_id"),
         ("mask_token_id", json!(97), "mask_token_id"),

@@ -6,6 +6,7 @@ use tessera_kernels::WeightType;
 use super::{Flavour, blueprint, weights};
 use crate::arch::Blueprint;
 use crate::gguf::{GgufWriter, MetaValue, Shape};
+use crate::hyper::ANY_SUBSET_KEY;
 
 /// Tokens: the bytes, then the marks around a message.
 const VOCAB: usize = 258;
@@ -34,10 +35,19 @@ pub fn gguf(flavour: Flavour, seed: u64) -> Vec<u8> {
 /// As [`gguf`], of a model that fills masks: LLaDA, or Dream if its logits are of the token after. Token
 /// 258 is the mask.
 pub fn denoiser_gguf(shift: bool, seed: u64) -> Vec<u8> {
+    filling_gguf(shift, false, seed)
+}
+
+/// As [`denoiser_gguf`], of a model that writes any subset: causal in the order of writing.
+pub fn any_subset_gguf(seed: u64) -> Vec<u8> {
+    filling_gguf(false, true, seed)
+}
+
+fn filling_gguf(shift: bool, any_subset: bool, seed: u64) -> Vec<u8> {
     let (flavour, arch) = if shift { (Flavour::Qwen, "dream") } else { (Flavour::Llama, "llada") };
     let mut blueprint = blueprint(flavour);
     blueprint.spec.arch = arch.to_owned();
-    blueprint.filling = Some(Filling { mask: VOCAB as TokenId, shift });
+    blueprint.filling = Some(Filling { mask: VOCAB as TokenId, shift, any_subset });
     file(blueprint, seed)
 }
 
@@ -78,6 +88,7 @@ fn file(mut blueprint: Blueprint, seed: u64) -> Vec<u8> {
         kinds.push(1);
         w.set("tokenizer.ggml.mask_token_id", filling.mask);
         w.set("diffusion.shift_logits", MetaValue::Bool(filling.shift));
+        w.set(ANY_SUBSET_KEY, MetaValue::Bool(filling.any_subset));
         w.set(&format!("{}.attention.causal", spec.arch), MetaValue::Bool(false));
     }
     w.set("tokenizer.ggml.model", "gpt2");

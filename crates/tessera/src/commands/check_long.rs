@@ -181,6 +181,7 @@ impl LongFlags {
                 category: r.task.clone(),
                 name: r.name.clone(),
                 tokens: r.prompts.first().cloned().unwrap_or_default(),
+                expected: None,
             })
             .collect();
         let sweep = self.sweep(lineup, quick)?;

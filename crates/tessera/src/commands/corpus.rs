@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use anyhow::Context as _;
 use tessera_learn::corpus::sampled::{Order, State, sample};
+use tessera_learn::corpus::tasks;
 use tessera_runtime::Sampling;
 
 use super::result;
@@ -21,8 +23,11 @@ pub(crate) struct Arguments {
     #[arg(short, long, env = "TESSERA_MODEL", default_value = "smollm2")]
     model: String,
     /// Stop after this many stories, dropped ones included.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, conflicts_with = "tasks")]
     stories: u32,
+    /// Write this many small tasks with one right answer (copy, sort, cloze, transcribe) instead, without a model.
+    #[arg(long, value_name = "N")]
+    tasks: Option<u32>,
     /// Stop once the kept stories have this many tokens of the model.
     #[arg(long, value_name = "N")]
     tokens: Option<u64>,
@@ -42,7 +47,21 @@ pub(crate) struct Arguments {
     flags: ModelFlags,
 }
 
+/// The outcome of `--tasks`.
+#[derive(Debug, serde::Serialize)]
+struct Tasks {
+    tasks: u32,
+    bytes: usize,
+}
+
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(count) = arguments.tasks {
+        let text = tasks::corpus(arguments.seed, count);
+        std::fs::write(&arguments.file, &text)
+            .with_context(|| format!("cannot write {}", arguments.file.display()))?;
+        let made = Tasks { tasks: count, bytes: text.len() };
+        return result(globals, &made, &format!("{count} tasks, {} bytes\n", text.len()));
+    }
     let session = arguments.flags.open(globals, &arguments.model, None)?;
     // A small model runs in circles without the penalty.
     let sampling = Sampling {

@@ -56,8 +56,8 @@ struct Found {
 const CONTEXT: usize = 256;
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
-    let workload = arguments.prompts.read(false)?;
     let Loaded { target: session } = arguments.models.open(globals)?;
+    let workload = arguments.prompts.read(session.filling().is_some())?;
     let repeats = if arguments.quick { 5 } else { 11 };
     let bar = SlowBar::new("measuring the cost of a pass", repeats as u64 + 1, globals.quiet);
     let context = CONTEXT.min(session.info().context / 2);
@@ -67,7 +67,8 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     drop(bar);
 
     let mut prompts = Vec::new();
-    for item in &workload.items {
+    // What has one right answer is short, and says nothing about speed.
+    for item in workload.items.iter().filter(|item| item.answer.is_none()) {
         let mut request = Request::new(item.tokens(&session)?);
         request.sampling = Sampling::greedy();
         prompts.push(TunePrompt { category: item.category.clone(), request });
@@ -162,6 +163,15 @@ fn render(tuned: &Tuned, tuning: &Tuning, kept: bool) -> String {
             "",
             categories.join(", "),
         );
+        if let Some(worth) = &trial.texts {
+            let ((own, plain), (distinct, before)) = (worth.perplexity, worth.distinct);
+            let _ = writeln!(
+                text,
+                "{:24}perplexity {own:.1} (plain {plain:.1}), distinct-2 {distinct:.2} ({before:.2}){}",
+                "",
+                if worth.holds() { "" } else { ": worse" }
+            );
+        }
     }
     let _ =
         writeln!(text, "\npicked: {} ({:.2}x the plain run)", typed(&tuned.methods), tuned.speedup);
