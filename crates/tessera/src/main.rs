@@ -95,6 +95,8 @@ enum Command {
     Explain(commands::explain::Arguments),
     /// Bits for each byte of a text: comparable between vocabularies.
     Score(commands::score::Arguments),
+    /// Serve a model over HTTP, as OpenAI's clients ask.
+    Serve(commands::serve::Arguments),
     /// Sample simple stories from a model into a text file, many at a time.
     Corpus(commands::corpus::Arguments),
     /// Train a small model by a recipe; run again to go on where it was stopped.
@@ -126,6 +128,7 @@ fn main() -> ExitCode {
         Command::Complete(arguments) => commands::complete::run(globals, arguments),
         Command::Explain(arguments) => commands::explain::run(globals, arguments),
         Command::Score(arguments) => commands::score::run(globals, arguments),
+        Command::Serve(arguments) => commands::serve::run(globals, arguments),
         Command::Corpus(arguments) => commands::corpus::run(globals, arguments),
         Command::Train(arguments) => commands::train::run(globals, arguments),
     };

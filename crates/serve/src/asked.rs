@@ -1,0 +1,248 @@
+//! From a request's fields to the engine's request.
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+use tessera_core::entry::{Kind, find};
+use tessera_runtime::{METHODS, Message, MethodCall, Prompt, Recipe, Request, Sampling, Session};
+
+use crate::Config;
+use crate::fault::Fault;
+use crate::fields::{Generate, Logprobs, ResponseFormat, Stops};
+
+/// Most texts that end an answer, and most bytes of each.
+const STOPS: (usize, usize) = (16, 256);
+/// Most bytes of a grammar, a pattern or a schema.
+const RULE: usize = 64 << 10;
+/// Most alternatives of a token.
+pub(crate) const ALTERNATIVES: usize = 20;
+
+/// Refuses a model that is not the loaded one.
+pub(crate) fn named(session: &Session, model: Option<&str>) -> Result<(), Fault> {
+    let own = &session.info().name;
+    match model {
+        Some(name) if name != own => {
+            let shown: String = name.chars().take(64).collect();
+            let message = format!("model {shown}: is not loaded here; `{own}` is");
+            let fault = Fault::new(StatusCode::NOT_FOUND, "model_not_found", message);
+            Err(Fault { param: Some("model".to_owned()), ..fault })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The tokens of a conversation.
+pub(crate) fn conversation(
+    session: &Session,
+    messages: &[Map<String, Value>],
+) -> Result<Vec<u32>, Fault> {
+    if messages.is_empty() {
+        return Err(Fault::field("messages", "messages: is empty; say something"));
+    }
+    let wrong = |i: usize, what: &str| Fault::field("messages", format!("messages[{i}]: {what}"));
+    let mut talk = Vec::with_capacity(messages.len());
+    for (i, message) in messages.iter().enumerate() {
+        if let Some(name) =
+            message.keys().find(|k| !["role", "content", "name"].contains(&k.as_str()))
+        {
+            let shown: String = name.chars().take(64).collect();
+            return Err(wrong(i, &format!("{shown} is not supported; role, content and name are")));
+        }
+        let role = match message.get("role").and_then(Value::as_str) {
+            Some(role @ ("system" | "developer" | "user" | "assistant")) => role,
+            Some(_) => return Err(wrong(i, "role must be system, developer, user or assistant")),
+            None => return Err(wrong(i, "has no role")),
+        };
+        let content = match message.get("content") {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Array(parts)) => parts
+                .iter()
+                .map(|part| match (part.get("type"), part.get("text")) {
+                    (Some(Value::String(kind)), Some(Value::String(text))) if kind == "text" => {
+                        Ok(text.as_str())
+                    }
+                    _ => Err(wrong(i, "content has a part that is no text; this model reads text")),
+                })
+                .collect::<Result<String, Fault>>()?,
+            _ => return Err(wrong(i, "has no content")),
+        };
+        talk.push(Message::new(if role == "developer" { "system" } else { role }, &content));
+    }
+    Ok(session.tokens(&Prompt::Chat(&talk))?)
+}
+
+/// Checks tokens that a request brings.
+pub(crate) fn known_tokens(session: &Session, tokens: &[u32], field: &str) -> Result<(), Fault> {
+    let count = session.vocabulary().len();
+    match tokens.iter().find(|&&token| token as usize >= count) {
+        Some(bad) => Err(Fault::field(
+            field,
+            format!("{field}: token {bad} does not exist; there are {count}"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// How many alternatives a request wants at each token; `None` for no logarithms at all.
+pub(crate) fn alternatives(fields: &Generate) -> Result<Option<usize>, Fault> {
+    let wanted = match (fields.logprobs, fields.top_logprobs) {
+        (None | Some(Logprobs::Wanted(false)), None) => return Ok(None),
+        (None | Some(Logprobs::Wanted(false)), Some(_)) => {
+            return Err(Fault::field("top_logprobs", "top_logprobs: needs logprobs = true"));
+        }
+        (Some(Logprobs::Wanted(true)), top) => top.unwrap_or(0),
+        (Some(Logprobs::Alternatives(top)), None) => top,
+        (Some(Logprobs::Alternatives(_)), Some(_)) => {
+            return Err(Fault::field("top_logprobs", "top_logprobs: goes with logprobs = true"));
+        }
+    };
+    if wanted > ALTERNATIVES {
+        return Err(Fault::field(
+            "logprobs",
+            format!("logprobs: at most {ALTERNATIVES} alternatives"),
+        ));
+    }
+    if fields.stream {
+        let what = "logprobs: are computed once the answer is whole. Next: leave stream out";
+        return Err(Fault::field("logprobs", what));
+    }
+    Ok(Some(wanted))
+}
+
+/// Whether requests may ask for the method with this slug.
+fn allowed(config: &Config, slug: &str) -> bool {
+    let part = find(METHODS, slug).is_ok_and(|e| matches!(e.kind, Kind::Policy | Kind::Loop));
+    part && config.methods.as_ref().is_none_or(|all| all.iter().any(|own| own == slug))
+}
+
+/// The recipe of a request: its own methods or the server's, and its constraint.
+fn recipe(config: &Config, fields: &Generate) -> Result<Recipe, Fault> {
+    let mut calls = Vec::new();
+    for given in fields.methods.iter().flatten() {
+        let mut settings = given.clone();
+        let Some(Value::String(id)) = settings.shift_remove("id") else {
+            return Err(Fault::field("methods", "methods: each needs an `id`, the method's name"));
+        };
+        let entry = find(METHODS, &id).map_err(|e| Fault::of(&e.into()))?;
+        if !allowed(config, entry.slug) {
+            let message = format!("methods: {} is not enabled on this server", entry.slug);
+            return Err(Fault { code: "method_not_enabled", ..Fault::field("methods", message) });
+        }
+        calls.push(MethodCall {
+            id: entry.slug.to_owned(),
+            settings: settings.into_iter().collect(),
+        });
+    }
+    let format = match &fields.response_format {
+        None | Some(ResponseFormat::Text {}) => None,
+        Some(ResponseFormat::JsonObject {}) => Some(json!({ "type": "object" })),
+        Some(ResponseFormat::JsonSchema { json_schema }) => Some(json_schema.schema.clone()),
+    };
+    let rules = [
+        ("response_format", "json-schema", "schema", format),
+        ("grammar", "grammar", "lark", fields.grammar.clone().map(Value::from)),
+        ("regex", "regex", "pattern", fields.regex.clone().map(Value::from)),
+    ];
+    let mut first = None;
+    for (field, slug, setting, value) in rules {
+        let Some(value) = value else { continue };
+        if let Some(other) = first.replace(field) {
+            return Err(Fault::field(
+                field,
+                format!("{field}: goes not with {other}: give one of them"),
+            ));
+        }
+        if value.to_string().len() > RULE {
+            return Err(Fault::field(field, format!("{field}: is longer than {RULE} bytes")));
+        }
+        let settings = [(setting.to_owned(), value)].into_iter().collect();
+        calls.push(MethodCall { id: slug.to_owned(), settings });
+    }
+    if fields.methods.is_none() && first.is_none() {
+        return Ok(config.recipe.clone());
+    }
+    if fields.methods.is_none() {
+        // The server's own methods and the request's constraint; without them where the two do not go together.
+        let own = config.recipe.members().iter().map(|member| MethodCall {
+            id: member.entry.slug.to_owned(),
+            settings: member.settings.clone(),
+        });
+        let all: Vec<MethodCall> = own.chain(calls.clone()).collect();
+        if let Ok(recipe) = Recipe::resolve(METHODS, &all) {
+            return Ok(recipe);
+        }
+    }
+    Recipe::resolve(METHODS, &calls).map_err(|e| Fault::of(&e.into()))
+}
+
+/// The engine's request that continues `prompt`.
+pub(crate) fn request(
+    session: &Session,
+    config: &Config,
+    fields: &Generate,
+    prompt: Vec<u32>,
+    default_tokens: usize,
+) -> Result<Request, Fault> {
+    if fields.store == Some(true) {
+        return Err(Fault::field("store", "store: nothing is stored here; leave it out"));
+    }
+    let mut request = Request::new(prompt);
+    request.context = Some(session.info().context);
+    request.recipe = recipe(config, fields)?;
+    let base = match request.recipe.is_constrained() {
+        // A truncation could leave nothing that is allowed.
+        true => Sampling::neutral(),
+        false => Sampling::default(),
+    };
+    request.sampling = Sampling {
+        temperature: fields.temperature.unwrap_or(base.temperature),
+        top_k: fields.top_k.unwrap_or(base.top_k),
+        top_p: fields.top_p.unwrap_or(base.top_p),
+        min_p: fields.min_p.unwrap_or(base.min_p),
+        repeat_penalty: fields.repeat_penalty.unwrap_or(base.repeat_penalty),
+        presence_penalty: fields.presence_penalty.unwrap_or(base.presence_penalty),
+        frequency_penalty: fields.frequency_penalty.unwrap_or(base.frequency_penalty),
+        ..base
+    };
+    request.seed = fields.seed.unwrap_or_else(crate::state::any_seed);
+    request.stops = match fields.stop.clone() {
+        None => Vec::new(),
+        Some(Stops::One(stop)) => vec![stop],
+        Some(Stops::Several(stops)) => stops,
+    };
+    if request.stops.len() > STOPS.0
+        || request.stops.iter().any(|s| s.len() > STOPS.1 || s.is_empty())
+    {
+        let what = format!("stop: at most {} texts of 1 to {} bytes", STOPS.0, STOPS.1);
+        return Err(Fault::field("stop", what));
+    }
+    request.choices = fields.n.unwrap_or(1);
+    if !(1..=config.most_choices).contains(&request.choices) {
+        return Err(Fault::field("n", format!("n: must be 1 to {}", config.most_choices)));
+    }
+    let asked = match (fields.max_tokens, fields.max_completion_tokens) {
+        (Some(_), Some(_)) => {
+            return Err(Fault::field(
+                "max_tokens",
+                "max_tokens and max_completion_tokens are the same: give one",
+            ));
+        }
+        (given, newer) => given.or(newer),
+    };
+    if asked.is_some_and(|n| n > config.most_tokens) {
+        let what = format!("max_tokens: at most {} on this server", config.most_tokens);
+        return Err(Fault::field("max_tokens", what));
+    }
+    request.max_tokens = Some(asked.unwrap_or(default_tokens));
+    if session.filling().is_some() && asked.is_none() {
+        request.max_tokens = None;
+    }
+    if request.max_tokens == Some(0) && !fields.echo {
+        return Err(Fault::field("max_tokens", "max_tokens: must be at least 1, or give echo"));
+    }
+    request.recipe.fits(&session.offer()).map_err(|e| Fault::of(&e.into()))?;
+    if request.max_tokens != Some(0) {
+        let spec = session.backbone().spec();
+        request.limit(spec).map_err(|e| Fault::of(&e.into()))?;
+    }
+    Ok(request)
+}

@@ -1,0 +1,102 @@
+//! Who may ask: the names this server is called by, the pages a browser may ask from, and keys.
+//!
+//! A page on some other site can make a browser send requests to this machine, and can give its own name
+//! this machine's address. The first is told by `Origin`, the second by `Host`.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use subtle::ConstantTimeEq;
+
+use crate::fault::Fault;
+use crate::state::App;
+
+/// Which key a request came with; 0 where none is needed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller(pub(crate) usize);
+
+/// Names of this very machine.
+const OWN: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// A `Host` or the authority of an `Origin`, without the port.
+fn name(authority: &str) -> &str {
+    match authority.strip_prefix('[').and_then(|rest| rest.find(']')) {
+        Some(end) => &authority[..end + 2],
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
+fn is_ours(app: &App, authority: &str) -> bool {
+    let name = name(authority);
+    let config = app.config();
+    OWN.iter().any(|own| own.eq_ignore_ascii_case(name))
+        || name == config.host.to_string()
+        || config.names.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
+
+fn text<'h>(headers: &'h HeaderMap, header: &header::HeaderName) -> Option<&'h str> {
+    headers.get(header).map(|value| value.to_str().unwrap_or("\u{fffd}"))
+}
+
+/// The place of the request's key among the server's. All are compared, each in constant time.
+fn key(app: &App, headers: &HeaderMap) -> Option<usize> {
+    let given = text(headers, &header::AUTHORIZATION)?.strip_prefix("Bearer ")?.trim();
+    let mut found = None;
+    for (place, own) in app.config().keys.iter().enumerate() {
+        if bool::from(own.as_bytes().ct_eq(given.as_bytes())) {
+            found = Some(place);
+        }
+    }
+    found
+}
+
+fn caller(app: &App, request: &Request) -> Result<Caller, Fault> {
+    let headers = request.headers();
+    let host = text(headers, &header::HOST).or_else(|| request.uri().host());
+    if app.config().host.is_loopback() && !host.is_some_and(|host| is_ours(app, host)) {
+        let what = "Host: this server is not called by that name. Next: localhost, or start it with --name NAME";
+        return Err(Fault::new(StatusCode::FORBIDDEN, "wrong_host", what));
+    }
+    if let Some(origin) = text(headers, &header::ORIGIN)
+        && !origin.split_once("://").is_some_and(|(_, authority)| is_ours(app, authority))
+    {
+        let what = "Origin: pages of other sites may not ask here. Next: start the server with --name NAME";
+        return Err(Fault::new(StatusCode::FORBIDDEN, "wrong_origin", what));
+    }
+    let open = matches!(request.uri().path(), "/health" | "/ready");
+    if app.config().keys.is_empty() || open {
+        return Ok(Caller(0));
+    }
+    key(app, headers).map(Caller).ok_or_else(|| {
+        let what = "Authorization: a key is needed. Next: the header `Authorization: Bearer KEY`";
+        Fault::new(StatusCode::UNAUTHORIZED, "invalid_api_key", what)
+    })
+}
+
+/// Lets a request through, with its [`Caller`], or answers it.
+pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    match caller(&app, &request) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(fault) => fault.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_have_no_ports() {
+        for (authority, name) in [
+            ("localhost:8080", "localhost"),
+            ("[::1]:8080", "[::1]"),
+            ("a.b", "a.b"),
+            ("[::1", "["),
+            ("", ""),
+        ] {
+            assert_eq!(super::name(authority), name);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! An OpenAI-compatible HTTP server over one loaded model.
+//!
+//! The engine is synchronous: a worker thread ([`worker`]) owns the session and answers one request after the
+//! other from a bounded queue; everything asynchronous lives in this crate and ends at that queue. What a
+//! request may say is written once, in [`fields`]; unknown fields are refused by name.
+//!
+//! | part | what |
+//! |---|---|
+//! | [`fields`] | the request's fields, their schema, refusals by name |
+//! | [`asked`] | from fields to the engine's request |
+//! | [`generate`] | chat and completions: whole answers and streams |
+//! | [`scored`] | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
+//! | [`pages`] | models, tokens, health, metrics, the OpenAPI file |
+//! | [`guard`] | hosts, origins, keys |
+//! | [`worker`] | the thread that runs the model |
+
+mod asked;
+mod fault;
+mod fields;
+mod generate;
+mod guard;
+mod metrics;
+mod pages;
+mod scored;
+mod state;
+mod worker;
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tessera_runtime::Session;
+
+pub use fault::Fault;
+pub use state::{App, Loading};
+
+/// How a server is run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port; 0 takes a free one.
+    pub port: u16,
+    /// Keys, one of which a request has to carry; none where the address is this machine's own.
+    pub keys: Vec<String>,
+    /// Further names that requests may call this server by, without the port.
+    pub names: Vec<String>,
+    /// Slugs of the methods that requests may ask for; `None` for all that are part of a run.
+    pub methods: Option<Vec<String>>,
+    /// Methods of requests that name none.
+    pub recipe: tessera_runtime::Recipe,
+    /// Requests that may wait. More are refused with 429.
+    pub queue: usize,
+    /// Longest time of a request, waiting included.
+    pub longest: Duration,
+    /// Most tokens of an answer.
+    pub most_tokens: usize,
+    /// Most answers to one request.
+    pub most_choices: usize,
+    /// Most bytes of a request's body.
+    pub most_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            host: IpAddr::from([127, 0, 0, 1]),
+            port: 8080,
+            keys: Vec::new(),
+            names: Vec::new(),
+            methods: None,
+            recipe: tessera_runtime::Recipe::plain(),
+            queue: 64,
+            longest: Duration::from_secs(300),
+            most_tokens: 4096,
+            most_choices: 8,
+            most_bytes: 2 << 20,
+        }
+    }
+}
+
+/// Why a server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting that would be unsafe or impossible.
+    #[error("{0}")]
+    Setting(String),
+    /// The address cannot be listened on.
+    #[error("{address}: {source}. Next: another --port, or stop what listens there")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The server broke off.
+    #[error("the server broke off: {0}")]
+    Serving(#[from] std::io::Error),
+}
+
+impl Config {
+    /// Checks what must hold before anything is listened on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`]: an address that others reach without a key, a limit of nothing.
+    pub fn validate(&self) -> Result<(), Error> {
+        if !self.host.is_loopback() && self.keys.is_empty() {
+            let what = format!(
+                "host = {}: others can reach it, so requests need a key. Next: --api-key-file FILE, or \
+                 leave --host out",
+                self.host
+            );
+            return Err(Error::Setting(what));
+        }
+        if self.keys.iter().any(|key| key.len() < 8) {
+            return Err(Error::Setting("a key is shorter than 8 bytes: make it longer".to_owned()));
+        }
+        for (name, value) in [
+            ("max-queue", self.queue),
+            ("max-tokens", self.most_tokens),
+            ("max-choices", self.most_choices),
+            ("max-bytes", self.most_bytes),
+            ("max-seconds", self.longest.as_secs() as usize),
+        ] {
+            if value == 0 {
+                return Err(Error::Setting(format!("{name} = 0: must be at least 1")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The routes over a model that may still be loading.
+pub fn router(app: App) -> Router {
+    let limit = app.config().most_bytes;
+    Router::new()
+        .route("/v1/chat/completions", post(generate::chat))
+        .route("/v1/completions", post(generate::completions))
+        .route("/v1/models", get(pages::models))
+        .route("/tokenize", post(pages::tokenize))
+        .route("/detokenize", post(pages::detokenize))
+        .route("/health", get(pages::health))
+        .route("/ready", get(pages::health))
+        .route("/version", get(pages::version))
+        .route("/metrics", get(pages::metrics))
+        .route("/openapi.json", get(pages::openapi))
+        .fallback(pages::nowhere)
+        .method_not_allowed_fallback(pages::not_so)
+        .layer(from_fn_with_state(app.clone(), guard::check))
+        .layer(DefaultBodyLimit::max(limit))
+        .with_state(app)
+}
+
+/// Serves until `stop` ends, then finishes what has begun. `load` runs on the worker's thread while the
+/// server already answers `/health`; `ready` hears the address once it is listened on.
+///
+/// # Errors
+/// [`Error`], or what `load` reports.
+pub async fn serve<E: Send + 'static>(
+    config: Config,
+    load: impl FnOnce() -> Result<Session, E> + Send + 'static,
+    ready: impl FnOnce(SocketAddr),
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<Result<(), E>, Error> {
+    config.validate()?;
+    let address = SocketAddr::new(config.host, config.port);
+    let listen = tokio::net::TcpListener::bind(address).await;
+    let listener = listen.map_err(|source| Error::Listen { address, source })?;
+    let (app, loading) = App::begin(config, load);
+    ready(listener.local_addr()?);
+    let (failed, broken) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        if let Some(error) = loading.failure().await {
+            // Nobody listens once the server has ended by itself.
+            let _ = failed.send(error);
+        }
+    });
+    let draining = app.clone();
+    let mut broken = Box::pin(broken);
+    let (ended, failure) = tokio::sync::oneshot::channel();
+    let until = async move {
+        tokio::select! {
+            () = stop => {}
+            // A model that cannot be loaded ends the server; one that is loaded drops the sender.
+            error = &mut broken => match error {
+                Ok(error) => { let _ = ended.send(error); }
+                Err(_) => std::future::pending().await,
+            },
+        }
+        draining.drain();
+    };
+    let until: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(until);
+    axum::serve(listener, router(app)).with_graceful_shutdown(until).await?;
+    Ok(failure.await.map_or(Ok(()), Err))
+}

@@ -1,0 +1,141 @@
+//! What all requests share: the model once it is loaded, the queue to the worker, the counters.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::http::StatusCode;
+use tessera_runtime::{Request, Session};
+
+use crate::Config;
+use crate::fault::Fault;
+use crate::metrics::Metrics;
+use crate::worker::{self, Job, Piece};
+
+/// Shared by every handler; cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    session: Arc<OnceLock<Arc<Session>>>,
+    jobs: SyncSender<Job>,
+    metrics: Arc<Metrics>,
+    draining: AtomicBool,
+    number: AtomicU64,
+}
+
+/// The end of loading: how a server hears that there will be no model.
+pub struct Loading<E> {
+    failure: tokio::sync::oneshot::Receiver<E>,
+}
+
+impl<E> Loading<E> {
+    /// What went wrong; `None` once the model is there.
+    pub async fn failure(self) -> Option<E> {
+        self.failure.await.ok()
+    }
+}
+
+/// A seed for requests that bring none.
+pub(crate) fn any_seed() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    // Told in the answer, so it stays within what every JSON reader can hold.
+    (now.as_nanos() as u64).wrapping_add(NEXT.fetch_add(0x9e37_79b9, Ordering::Relaxed)) % (1 << 53)
+}
+
+impl App {
+    /// Starts the worker's thread, which loads the model first.
+    pub fn begin<E: Send + 'static>(
+        config: Config,
+        load: impl FnOnce() -> Result<Session, E> + Send + 'static,
+    ) -> (Self, Loading<E>) {
+        let (jobs, waiting) = sync_channel(config.queue);
+        let session = Arc::new(OnceLock::new());
+        let metrics = Arc::new(Metrics::default());
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        let (place, counted) = (Arc::clone(&session), Arc::clone(&metrics));
+        std::thread::spawn(move || {
+            match load() {
+                Ok(loaded) => {
+                    let loaded = Arc::new(loaded);
+                    let _ = place.set(Arc::clone(&loaded));
+                    drop(failed);
+                    worker::run(&loaded, &waiting, &counted);
+                }
+                // The server may have been stopped meanwhile.
+                Err(error) => drop(failed.send(error)),
+            }
+        });
+        let (draining, number) = (AtomicBool::new(false), AtomicU64::new(0));
+        let inner = Inner { config, session, jobs, metrics, draining, number };
+        (Self { inner: Arc::new(inner) }, Loading { failure })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// 503 until it is loaded.
+    pub fn session(&self) -> Result<&Arc<Session>, Fault> {
+        self.inner.session.get().ok_or_else(Fault::loading)
+    }
+
+    /// Takes no new requests for text.
+    pub fn drain(&self) {
+        self.inner.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// A name for an answer, with the seconds since 1970.
+    pub(crate) fn stamp(&self, kind: &str) -> (String, u64) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let number = self.inner.number.fetch_add(1, Ordering::Relaxed);
+        (format!("{kind}-{:x}-{number}", now.as_millis()), now.as_secs())
+    }
+
+    /// Queues a request for the caller with this key; its pieces come through the channel, and dropping
+    /// the channel's end stops the model before its next pass.
+    ///
+    /// # Errors
+    /// 429 where the queue is full, 503 while the server ends.
+    pub(crate) fn ask(
+        &self,
+        request: Request,
+        caller: usize,
+    ) -> Result<tokio::sync::mpsc::UnboundedReceiver<Piece>, Fault> {
+        if self.inner.draining.load(Ordering::Relaxed) {
+            let message = "the server is shutting down. Next: try again later";
+            return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message));
+        }
+        let (pieces, receive) = tokio::sync::mpsc::unbounded_channel();
+        let deadline = Instant::now() + self.config().longest;
+        let job = Job { request, caller, pieces, deadline };
+        match self.inner.jobs.try_send(job) {
+            Ok(()) => {
+                self.metrics().queued.fetch_add(1, Ordering::Relaxed);
+                Ok(receive)
+            }
+            Err(TrySendError::Full(_)) => {
+                self.metrics().refused.fetch_add(1, Ordering::Relaxed);
+                let message = format!(
+                    "{} requests are waiting. Next: try again in a moment",
+                    self.config().queue
+                );
+                Err(Fault::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message))
+            }
+            Err(TrySendError::Disconnected(_)) => Err(Fault::inside()),
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! The server over a toy model, asked over HTTP without a socket.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test is a failed test")]
+
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode, header};
+use serde_json::{Value, json};
+use tessera_model::toy::{self, Flavour};
+use tessera_runtime::{Control, Options, Prompt, Session};
+use tessera_serve::{App, Config, router};
+use tower::ServiceExt;
+
+fn session(bytes: Vec<u8>) -> Session {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("toy.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let options = Options { threads: 1, offline: true, ..Options::default() };
+    Session::load("toy", &path, &options, &|_| ()).unwrap()
+}
+
+fn toy() -> Session {
+    session(toy::gguf(Flavour::Llama, 5))
+}
+
+/// A server whose model is loaded.
+async fn served(config: Config, load: fn() -> Session) -> Router {
+    let (app, loading) = App::begin(config, move || Ok::<_, ()>(load()));
+    assert!(loading.failure().await.is_none());
+    router(app)
+}
+
+async fn plain() -> Router {
+    served(Config::default(), toy).await
+}
+
+fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+    let request = Request::post(path).header(header::HOST, "localhost:8080");
+    request.header(header::CONTENT_TYPE, "application/json").body(body.into()).unwrap()
+}
+
+async fn text(server: &Router, request: Request<Body>) -> (StatusCode, String) {
+    let response = server.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = to_bytes(response.into_body(), 1 << 24).await.unwrap();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+async fn ask(server: &Router, path: &str, body: Value) -> (StatusCode, Value) {
+    let (status, text) = text(server, post(path, body.to_string())).await;
+    (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETION: &str = "/v1/completions";
+
+fn hello() -> Value {
+    json!([{ "role": "user", "content": "Hello" }])
+}
+
+#[tokio::test]
+async fn a_chat_is_answered_and_its_seed_repeats_it() {
+    let server = plain().await;
+    let body = json!({ "model": "toy", "messages": hello(), "max_tokens": 12, "seed": 7, "n": 2, "user": "u" });
+    let (status, first) = ask(&server, CHAT, body.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{first}");
+    assert_eq!(first["object"], "chat.completion");
+    assert_eq!(first["choices"].as_array().unwrap().len(), 2);
+    assert_eq!(first["tessera"]["seed"], 7);
+    assert!(first["usage"]["completion_tokens"].as_u64().unwrap() <= 24);
+    let (_, again) = ask(&server, CHAT, body).await;
+    assert_eq!(first["choices"], again["choices"]);
+    assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 0);
+}
+
+/// The data of a stream's events.
+fn events(text: &str) -> Vec<String> {
+    text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_stream_is_the_answer_in_pieces() {
+    let server = plain().await;
+    let mut body = json!({ "messages": hello(), "max_tokens": 12, "seed": 7, "temperature": 1 });
+    let (_, whole) = ask(&server, CHAT, body.clone()).await;
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({ "include_usage": true });
+    let (status, stream) = text(&server, post(CHAT, body.to_string())).await;
+    assert_eq!(status, StatusCode::OK);
+    let events = events(&stream);
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+    let pieces: String =
+        chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(pieces, whole["choices"][0]["message"]["content"].as_str().unwrap());
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let ended: Vec<&Value> =
+        chunks.iter().map(|c| &c["choices"][0]["finish_reason"]).filter(|r| !r.is_null()).collect();
+    assert_eq!(ended, [&whole["choices"][0]["finish_reason"]]);
+    assert_eq!(
+        chunks.last().unwrap()["usage"]["completion_tokens"],
+        whole["usage"]["completion_tokens"]
+    );
+}
+
+#[tokio::test]
+async fn methods_are_those_of_the_registry_and_only_enabled_ones() {
+    let allow = Config { methods: Some(vec!["prompt-lookup".to_owned()]), ..Config::default() };
+    let server = served(allow, toy).await;
+    let body = |methods: Value| json!({ "prompt": "abcabcabc", "max_tokens": 20, "temperature": 0, "methods": methods });
+    let (_, plain) = ask(&server, COMPLETION, body(json!([]))).await;
+    let (status, drafted) =
+        ask(&server, COMPLETION, body(json!([{ "id": "prompt-lookup", "budget": 4 }]))).await;
+    assert_eq!(status, StatusCode::OK, "{drafted}");
+    assert_eq!(plain["choices"], drafted["choices"]);
+    for (methods, code) in [
+        (json!([{ "id": "cascade" }]), "method_not_enabled"),
+        (json!([{ "id": "prompt-lokup" }]), "unknown_method"),
+        (json!([{ "id": "prompt-lookup", "budgt": 4 }]), "invalid_method"),
+        (json!([{ "id": "reagent" }]), "method_not_enabled"),
+    ] {
+        let (status, refused) = ask(&server, COMPLETION, body(methods)).await;
+        assert_eq!(
+            (status, &refused["error"]["code"]),
+            (StatusCode::BAD_REQUEST, &json!(code)),
+            "{refused}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_holds_or_is_an_error() {
+    let server = plain().await;
+    let body = json!({ "prompt": "x", "max_tokens": 8, "regex": "[0-9]{3}" });
+    let (status, answer) = ask(&server, COMPLETION, body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let text = answer["choices"][0]["text"].as_str().unwrap();
+    assert!(text.len() == 3 && text.chars().all(|c| c.is_ascii_digit()), "{text}");
+    let schema = json!({ "type": "object", "properties": { "a": { "type": "boolean" } }, "required": ["a"],
+        "additionalProperties": false });
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": schema, "strict": true } });
+    let body = json!({ "messages": hello(), "max_tokens": 40, "response_format": format });
+    let (status, answer) = ask(&server, CHAT, body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    let read: Result<Value, _> = serde_json::from_str(text);
+    assert!(
+        read.is_ok_and(|v| v["a"].is_boolean()) || answer["tessera"]["complete"][0] == false,
+        "{text}"
+    );
+    for rule in [
+        json!({ "regex": "(" }),
+        json!({ "grammar": "nothing" }),
+        json!({ "regex": "a", "grammar": "start: \"a\"" }),
+    ] {
+        let mut body = rule;
+        body["prompt"] = json!("x");
+        let (status, refused) = ask(&server, COMPLETION, body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
+        assert!(refused["error"]["message"].as_str().unwrap().len() > 10);
+    }
+}
+
+#[tokio::test]
+async fn echoed_logarithms_are_those_of_the_session() {
+    let server = plain().await;
+    let session = toy();
+    let (before, after) = ("Some", " text here");
+    let mut request = session.request(&Prompt::Raw(before)).unwrap();
+    request.forced = session.vocabulary().encode(after);
+    let never = AtomicBool::new(false);
+    let own = session.generate(&request, &mut |_| Control::Continue, &never).unwrap();
+    let own = &own.choices[0].logprobs;
+    let body = json!({ "prompt": format!("{before}{after}"), "max_tokens": 0, "echo": true, "logprobs": 2 });
+    let (status, answer) = ask(&server, COMPLETION, body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let lines = &answer["choices"][0]["logprobs"];
+    let all = lines["token_logprobs"].as_array().unwrap();
+    assert_eq!(all.len(), lines["tokens"].as_array().unwrap().len());
+    assert!(all[0].is_null());
+    for (theirs, own) in all[all.len() - own.len()..].iter().zip(own) {
+        assert!((theirs.as_f64().unwrap() - own).abs() < 1e-6, "{theirs} {own}");
+    }
+    for top in &lines["top_logprobs"].as_array().unwrap()[1..] {
+        assert!((1..=2).contains(&top.as_object().unwrap().len()));
+    }
+    assert_eq!(answer["choices"][0]["text"], format!("{before}{after}"));
+    // And of a chat's own tokens.
+    let body = json!({ "messages": hello(), "max_tokens": 4, "temperature": 0, "logprobs": true, "top_logprobs": 1 });
+    let (_, answer) = ask(&server, CHAT, body).await;
+    for line in answer["choices"][0]["logprobs"]["content"].as_array().unwrap() {
+        assert_eq!(
+            line["logprob"], line["top_logprobs"][0]["logprob"],
+            "the most probable was taken"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_refused_by_name() {
+    let server = plain().await;
+    for (body, word) in [
+        (json!({ "messages": hello(), "temprature": 1 }), "did you mean `temperature`"),
+        (json!({ "messages": hello(), "tools": [] }), "tools: is not supported"),
+        (json!({ "messages": hello(), "model": "gpt" }), "is not loaded here"),
+        (json!({ "messages": hello(), "max_tokens": 100_000 }), "at most 4096"),
+        (json!({ "messages": hello(), "n": 99 }), "n: must be"),
+        (json!({ "messages": hello(), "temperature": -1 }), "temperature"),
+        (json!({ "messages": hello(), "top_logprobs": 2 }), "needs logprobs"),
+        (json!({ "messages": [{ "role": "robot", "content": "x" }] }), "role must be"),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url" }] }] }),
+            "reads text",
+        ),
+        (json!({ "messages": [] }), "is empty"),
+        (json!({ "prompt": "x" }), "a chat has messages"),
+        (json!({}), "messages: is missing"),
+    ] {
+        let (status, refused) = ask(&server, CHAT, body).await;
+        assert!(status.is_client_error(), "{status} {refused}");
+        let message = refused["error"]["message"].as_str().unwrap();
+        assert!(message.contains(word), "{message}");
+    }
+    let (status, refused) = ask(&server, COMPLETION, json!({ "prompt": [1, 2, 9999] })).await;
+    assert_eq!(
+        (status, refused["error"]["param"].as_str()),
+        (StatusCode::BAD_REQUEST, Some("prompt"))
+    );
+    let (status, _) = ask(&server, "/nowhere", json!({})).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(3 << 20));
+    assert_eq!(text(&server, post(COMPLETION, large)).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn others_are_kept_out() {
+    let get = |host: &str, origin: Option<&str>, key: Option<&str>| {
+        let mut request = Request::get("/v1/models").header(header::HOST, host);
+        request = origin.into_iter().fold(request, |r, o| r.header(header::ORIGIN, o));
+        request = key
+            .into_iter()
+            .fold(request, |r, k| r.header(header::AUTHORIZATION, format!("Bearer {k}")));
+        request.body(Body::empty()).unwrap()
+    };
+    let open = served(Config { names: vec!["my.box".to_owned()], ..Config::default() }, toy).await;
+    let status = async |server: &Router, request| text(server, request).await.0;
+    assert_eq!(status(&open, get("localhost:1", None, None)).await, StatusCode::OK);
+    assert_eq!(
+        status(&open, get("my.box", Some("http://my.box:8080"), None)).await,
+        StatusCode::OK
+    );
+    assert_eq!(status(&open, get("evil.example", None, None)).await, StatusCode::FORBIDDEN);
+    assert_eq!(
+        status(&open, get("localhost", Some("http://evil.example"), None)).await,
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(status(&open, get("localhost", Some("null"), None)).await, StatusCode::FORBIDDEN);
+    let keys = vec!["first-key-1".to_owned(), "second-key".to_owned()];
+    let locked = served(Config { keys, ..Config::default() }, toy).await;
+    assert_eq!(status(&locked, get("localhost", None, None)).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        status(&locked, get("localhost", None, Some("first-key-2"))).await,
+        StatusCode::UNAUTHORIZED
+    );
+    assert_eq!(status(&locked, get("localhost", None, Some("second-key"))).await, StatusCode::OK);
+    let reachable = Config { host: [0, 0, 0, 0].into(), ..Config::default() };
+    assert!(reachable.validate().unwrap_err().to_string().contains("--api-key-file"));
+}
+
+#[tokio::test]
+async fn callers_do_not_read_one_anothers_rows() {
+    let keys = vec!["first-key-1".to_owned(), "second-key".to_owned()];
+    let server = served(Config { keys, ..Config::default() }, toy).await;
+    let cached = async |key: &str| {
+        let mut request =
+            post(COMPLETION, json!({ "prompt": "a long secret", "max_tokens": 2 }).to_string());
+        request
+            .headers_mut()
+            .insert(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap());
+        let (_, answer) = text(&server, request).await;
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached("first-key-1").await, 0);
+    assert!(cached("first-key-1").await > 0);
+    assert_eq!(cached("second-key").await, 0);
+}
+
+#[tokio::test]
+async fn a_full_queue_and_a_late_answer_say_so() {
+    let slow = Config { queue: 1, longest: Duration::from_millis(1), ..Config::default() };
+    let server = served(slow, toy).await;
+    let body =
+        json!({ "prompt": "x", "max_tokens": 100, "temperature": 0, "stop": "\u{1}\u{1}\u{1}" });
+    let many = (0..12).map(|_| {
+        let (server, body) = (server.clone(), body.to_string());
+        tokio::spawn(async move {
+            let response = server.oneshot(post(COMPLETION, body)).await.unwrap();
+            (response.status(), response.headers().contains_key(header::RETRY_AFTER))
+        })
+    });
+    let many: Vec<_> = many.collect();
+    let mut seen = Vec::new();
+    for one in many {
+        seen.push(one.await.unwrap());
+    }
+    assert!(seen.contains(&(StatusCode::TOO_MANY_REQUESTS, true)), "{seen:?}");
+    assert!(seen.iter().any(|s| s.0 == StatusCode::GATEWAY_TIMEOUT), "{seen:?}");
+}
+
+#[tokio::test]
+async fn nothing_that_is_sent_is_a_server_error() {
+    let server = plain().await;
+    let good = json!({ "messages": hello(), "max_tokens": 1, "seed": 1, "stop": ["a"], "n": 1, "temperature": 0.5 }).to_string();
+    let mut state = 12345u64;
+    let mut next = move || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    for i in 0..1000 {
+        let mut bytes = good.clone().into_bytes();
+        for _ in 0..1 + next() % 4 {
+            let at = next() % bytes.len();
+            match next() % 4 {
+                0 => drop(bytes.remove(at)),
+                1 => bytes.insert(at, (next() % 256) as u8),
+                2 => bytes[at] = (next() % 256) as u8,
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        let path = [CHAT, COMPLETION, "/tokenize", "/detokenize"][i % 4];
+        let response = server.clone().oneshot(post(path, bytes.clone())).await.unwrap();
+        let status = response.status();
+        assert!(!status.is_server_error(), "{status}: {}", String::from_utf8_lossy(&bytes));
+    }
+}
+
+#[tokio::test]
+async fn tokens_pages_and_the_description() {
+    let server = plain().await;
+    let (_, tokens) = ask(&server, "/tokenize", json!({ "content": "h\u{e9}llo" })).await;
+    let (_, back) = ask(&server, "/detokenize", json!({ "tokens": tokens["tokens"] })).await;
+    assert_eq!(back["content"], "h\u{e9}llo");
+    ask(&server, COMPLETION, json!({ "prompt": "x", "max_tokens": 3 })).await;
+    let get = |path: &str| {
+        Request::get(path).header(header::HOST, "localhost").body(Body::empty()).unwrap()
+    };
+    let (_, metrics) = text(&server, get("/metrics")).await;
+    assert!(metrics.contains("tessera_requests_answered_total 1"), "{metrics}");
+    let (status, _) = text(&server, get("/health")).await;
+    assert_eq!(status, StatusCode::OK);
+    let (_, described) = text(&server, get("/openapi.json")).await;
+    let described: Value = serde_json::from_str(&described).unwrap();
+    let fields = &described["components"]["schemas"]["Generate"]["properties"];
+    assert!(
+        fields["temperature"].is_object() && described["paths"]["/v1/chat/completions"].is_object()
+    );
+}
+
+#[tokio::test]
+async fn there_is_no_model_until_it_is_loaded() {
+    let (open, wait) = std::sync::mpsc::channel::<()>();
+    let load = move || {
+        wait.recv().unwrap();
+        Ok::<_, ()>(toy())
+    };
+    let (app, loading) = App::begin(Config::default(), load);
+    let server = router(app);
+    let health =
+        || Request::get("/health").header(header::HOST, "localhost").body(Body::empty()).unwrap();
+    assert_eq!(text(&server, health()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    open.send(()).unwrap();
+    assert!(loading.failure().await.is_none());
+    assert_eq!(text(&server, health()).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_model_that_fills_masks_answers_too() {
+    let server = served(Config::default(), || session(toy::denoiser_gguf(false, 5))).await;
+    let body =
+        json!({ "prompt": "x", "max_tokens": 8, "methods": [{ "id": "threshold" }], "seed": 3 });
+    let (status, answer) = ask(&server, COMPLETION, body).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert!(answer["tessera"]["stats"]["denoised"]["rounds"].as_u64().unwrap() >= 1);
+    let body = json!({ "prompt": "x", "max_tokens": 8, "presence_penalty": 1 });
+    let (status, refused) = ask(&server, COMPLETION, body).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
+}
