@@ -1,0 +1,80 @@
+"""Asks a running `tessera serve` with the official `openai` client, unchanged, and checks the answers.
+
+    tessera serve smollm2 --port 8080 &
+    pip install openai
+    python3 bench/serve/clients.py [--url http://127.0.0.1:8080/v1] [--key KEY]
+
+Prints a line a check; exits with 1 at the first that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import openai
+
+
+def main() -> None:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
+    parser.add_argument("--key", default="none")
+    arguments = parser.parse_args()
+    client = openai.OpenAI(base_url=arguments.url, api_key=arguments.key, max_retries=0)
+
+    def passed(name: str, shown: object) -> None:
+        print(f"{name}: {str(shown)[:100]!r}")
+
+    model = client.models.list().data[0].id
+    passed("models", model)
+
+    messages = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "What is the capital of France?"}]
+    chat = client.chat.completions.create(model=model, messages=messages, max_tokens=24, seed=1)
+    again = client.chat.completions.create(model=model, messages=messages, max_tokens=24, seed=1)
+    assert chat.choices[0].message.content == again.choices[0].message.content and chat.choices[0].message.content
+    assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
+    passed("chat", chat.choices[0].message.content)
+
+    pieces, usage = [], None
+    for chunk in client.chat.completions.create(model=model, messages=messages, max_tokens=24, seed=1, stream=True,
+                                                stream_options={"include_usage": True}):  # fmt: skip
+        pieces += [choice.delta.content or "" for choice in chunk.choices]
+        usage = chunk.usage or usage
+    assert "".join(pieces) == chat.choices[0].message.content and usage.completion_tokens == chat.usage.completion_tokens
+    passed("stream", f"{len(pieces)} pieces, the same text")
+
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 24}, "large": {"type": "boolean"}},
+              "required": ["city", "large"], "additionalProperties": False}  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+    shaped = client.chat.completions.create(model=model, messages=messages, max_tokens=96, response_format=form, seed=1)
+    read = json.loads(shaped.choices[0].message.content)
+    assert set(read) == {"city", "large"} and isinstance(read["large"], bool)
+    passed("json_schema", read)
+
+    likely = client.chat.completions.create(model=model, messages=messages, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2)
+    lines = likely.choices[0].logprobs.content
+    assert lines and all(abs(line.logprob - line.top_logprobs[0].logprob) < 1e-9 for line in lines)
+    passed("logprobs", [(line.token, round(line.logprob, 3)) for line in lines])
+
+    given = client.completions.create(model=model, prompt="The capital of France is Paris", max_tokens=0, echo=True, logprobs=1)
+    logs = given.choices[0].logprobs
+    assert len(logs.tokens) == len(logs.token_logprobs) and logs.token_logprobs[0] is None and given.choices[0].text.endswith("Paris")
+    passed("echo", [round(value, 2) for value in logs.token_logprobs[1:]])
+
+    drafted = client.chat.completions.create(model=model, messages=messages, max_tokens=24, seed=1, extra_body={"methods": [{"id": "cascade"}]})
+    assert drafted.choices[0].message.content == chat.choices[0].message.content
+    passed("methods", "cascade, the same text")
+
+    for extra, word in [({"temprature": 1}, "temperature"), ({"methods": [{"id": "casacde"}]}, "cascade")]:
+        try:
+            client.chat.completions.create(model=model, messages=messages, max_tokens=4, extra_body=extra)
+        except openai.BadRequestError as error:
+            assert word in str(error), error
+            passed("refused", error.body["message"])
+        else:
+            raise SystemExit(f"{extra} was not refused")
+
+
+if __name__ == "__main__":
+    main()
