@@ -3,7 +3,7 @@
     python3 bench/diffusion/loop.py [--model NAME_OR_FILE] [--masks 128] [--steps 128,32] [--rounds 5] [--threads 2]
 
 Both read one file and fill `--masks` masks behind a prompt in `--steps` steps, always the surest masks first and the most probable token
-for each, over the whole canvas: llama.cpp by its confidence algorithm with one block, Tessera by its plain run (as many steps as masks)
+for each, over the whole canvas: llama.cpp by its confidence algorithm with the schedule of times, Tessera by its plain run (as many steps as masks)
 or `confidence:steps=N`. The times are those that each program gives for its loop, by the step, choosing included, loading left out. The medians of the
 rounds are printed with the median of their ratios, and as JSON with `--json`. Texts are not compared: the engines round differently, and a
 canvas that differs in one token goes on differently.
@@ -44,7 +44,7 @@ def llama(arguments: argparse.Namespace, program: Path, path: str, steps: int, l
     """Milliseconds of a step of the example, with a canvas of `length` tokens."""
     command = [program, "-m", path, "-p", PROMPT, "-t", arguments.threads, "-tb", arguments.threads, "-fa", flash, "-c", 256,
                "-b", length, "-ub", length, "--temp", 0, "--diffusion-steps", steps, "--diffusion-algorithm", 4,
-               "--diffusion-block-length", arguments.masks]  # fmt: skip
+               "--diffusion-eps", 0.001]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     found = TIME.search(done.stdout + done.stderr)
     if found is None:

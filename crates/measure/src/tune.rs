@@ -172,23 +172,32 @@ fn run(
     Ok(trial::run(session.model(), &mut session.sequence()?, &request, &never)?)
 }
 
-/// One round: every recipe on every prompt, in turns with the plain run.
+/// One round: every recipe on every prompt, in turns with the plain run; `None` for one that refuses a
+/// canvas, as some pairs find out only there that they do not go together.
 fn round(
     session: &Session,
     prompts: &[&TunePrompt],
     recipes: &[Recipe],
     tokens: usize,
     progress: &mut dyn FnMut(),
-) -> crate::Result<Vec<Trial>> {
+) -> crate::Result<Vec<Option<Trial>>> {
     let mut ratios: Vec<BTreeMap<String, Vec<f64>>> = vec![BTreeMap::new(); recipes.len()];
     let mut per_pass = vec![Vec::new(); recipes.len()];
     let mut texts = vec![(Vec::new(), Vec::new()); recipes.len()];
+    let mut refused = vec![false; recipes.len()];
     let pace = |trial: &trial::Trial| trial.pace().unwrap_or(f64::NAN);
     for prompt in prompts {
         for (at, recipe) in recipes.iter().enumerate() {
             // The plain run beside each, so that a slow moment of the machine hits both.
             let plain = run(session, &prompt.request, &Recipe::plain(), tokens)?;
-            let with = run(session, &prompt.request, recipe, tokens)?;
+            let with = match run(session, &prompt.request, recipe, tokens) {
+                Err(Error::Session(error)) if session.filling().is_some() && error.is_usage() => {
+                    refused[at] = true;
+                    progress();
+                    continue;
+                }
+                other => other?,
+            };
             let ratio = pace(&plain) / pace(&with);
             ratios[at].entry(prompt.category.clone()).or_default().push(ratio);
             per_pass[at].push(with.counts.per_pass());
@@ -199,6 +208,9 @@ fn round(
     }
     let judge = session.filling().and(quality::judge(session.model()));
     let trial = |(at, recipe): (usize, &Recipe)| {
+        if refused[at] {
+            return Ok(None);
+        }
         let texts = match judge {
             Some(judge) => Some(worth(judge, &texts[at].0, &texts[at].1)?),
             None => None,
@@ -206,14 +218,14 @@ fn round(
         let categories: BTreeMap<String, f64> =
             ratios[at].iter().map(|(c, r)| (c.clone(), median(r))).collect();
         let all: Vec<f64> = categories.values().copied().collect();
-        Ok(Trial {
+        Ok(Some(Trial {
             methods: recipe.to_json(),
             speedup: geometric_mean(&all),
             categories,
             tokens_per_pass: median(&per_pass[at]),
             finalist: false,
             texts,
-        })
+        }))
     };
     recipes.iter().enumerate().map(trial).collect()
 }
@@ -268,7 +280,9 @@ pub fn tune(
         done += 1;
         progress(done, total);
     };
-    let mut trials = round(session, &few, &recipes, plan.short.0, &mut step)?;
+    let short = round(session, &few, &recipes, plan.short.0, &mut step)?;
+    let (recipes, mut trials): (Vec<Recipe>, Vec<Trial>) =
+        recipes.into_iter().zip(short).filter_map(|(recipe, trial)| Some((recipe, trial?))).unzip();
     // A short text says little about its worth, so the bar is lower here.
     let hopeless =
         |t: &Trial| judged && t.texts.is_some_and(|w| w.perplexity.0 > 2.0 * w.perplexity.1);
@@ -277,7 +291,9 @@ pub fn tune(
     order.truncate(finalists);
     let best: Vec<Recipe> = order.iter().map(|&at| recipes[at].clone()).collect();
     for (&at, long) in order.iter().zip(round(session, &all, &best, plan.long, &mut step)?) {
-        trials[at] = Trial { finalist: true, ..long };
+        if let Some(long) = long {
+            trials[at] = Trial { finalist: true, ..long };
+        }
     }
     trials.sort_by(|a, b| b.finalist.cmp(&a.finalist).then(b.speedup.total_cmp(&a.speedup)));
     let worth = |t: &&Trial| {

