@@ -11,8 +11,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+import urllib.error
+import urllib.request
 
 import openai
+
+PATIENCE = 60
+"""Seconds in which the server has to be ready."""
+
+
+def wait(url: str) -> None:
+    """Waits until the server has loaded its model."""
+    start = time.monotonic()
+    while True:
+        try:
+            urllib.request.urlopen(url.removesuffix("/v1") + "/health").close()
+            return
+        except (urllib.error.URLError, ConnectionError) as error:
+            if time.monotonic() - start > PATIENCE:
+                raise SystemExit(f"the server is not ready after {PATIENCE} s: {error}") from error
+        time.sleep(0.2)
 
 
 def main() -> None:
@@ -21,6 +40,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--key", default="none")
     arguments = parser.parse_args()
+    wait(arguments.url)
     client = openai.OpenAI(base_url=arguments.url, api_key=arguments.key, max_retries=0)
 
     def passed(name: str, shown: object) -> None:

@@ -180,16 +180,18 @@ pub async fn serve<E: Send + 'static>(
         }
     });
     let draining = app.clone();
-    let mut broken = Box::pin(broken);
+    // A model that cannot be loaded ends the server; one that is loaded only drops the sender.
+    let broken = async {
+        match broken.await {
+            Ok(error) => error,
+            Err(_) => std::future::pending().await,
+        }
+    };
     let (ended, failure) = tokio::sync::oneshot::channel();
     let until = async move {
         tokio::select! {
             () = stop => {}
-            // A model that cannot be loaded ends the server; one that is loaded drops the sender.
-            error = &mut broken => match error {
-                Ok(error) => { let _ = ended.send(error); }
-                Err(_) => std::future::pending().await,
-            },
+            error = broken => drop(ended.send(error)),
         }
         draining.drain();
     };

@@ -10,7 +10,7 @@ use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
 use tessera_model::toy::{self, Flavour};
 use tessera_runtime::{Control, Options, Prompt, Session};
-use tessera_serve::{App, Config, router};
+use tessera_serve::{App, Config, router, serve};
 use tower::ServiceExt;
 
 fn session(bytes: Vec<u8>) -> Session {
@@ -389,4 +389,20 @@ async fn a_model_that_fills_masks_answers_too() {
     let body = json!({ "prompt": "x", "max_tokens": 8, "presence_penalty": 1 });
     let (status, refused) = ask(&server, COMPLETION, body).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}");
+}
+
+#[tokio::test]
+async fn a_server_ends_when_it_is_told_to_and_when_there_is_no_model() {
+    let patience = Duration::from_secs(20);
+    let any = || Config { port: 0, ..Config::default() };
+    let later = tokio::time::sleep(Duration::from_millis(300));
+    let told =
+        serve(any(), || Ok::<_, String>(toy()), |address| assert!(address.port() > 0), later);
+    assert_eq!(tokio::time::timeout(patience, told).await.unwrap().unwrap(), Ok(()));
+    let never = std::future::pending();
+    let none = serve(any(), || Err("no model".to_owned()), |_| (), never);
+    assert_eq!(
+        tokio::time::timeout(patience, none).await.unwrap().unwrap(),
+        Err("no model".to_owned())
+    );
 }
