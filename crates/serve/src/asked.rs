@@ -240,9 +240,13 @@ pub(crate) fn request(
         return Err(Fault::field("max_tokens", "max_tokens: must be at least 1, or give echo"));
     }
     request.recipe.fits(&session.offer()).map_err(|e| Fault::of(&e.into()))?;
+    let spec = session.backbone().spec();
     if request.max_tokens != Some(0) {
-        let spec = session.backbone().spec();
         request.limit(spec).map_err(|e| Fault::of(&e.into()))?;
+    } else if request.prompt.len() > session.info().context {
+        let (needed, limit) = (request.prompt.len(), session.info().context);
+        let error = tessera_core::Error::ContextFull { needed, limit, trained: spec.context };
+        return Err(Fault::of(&error.into()));
     }
     Ok(request)
 }

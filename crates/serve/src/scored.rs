@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use tessera_core::dist::log_sum_exp;
 use tessera_measure::quality;
 use tessera_runtime::Session;
+use tokio::sync::Semaphore;
 
 use crate::fault::Fault;
 
@@ -21,6 +22,9 @@ pub(crate) struct Scores {
     /// The most probable tokens at each place, most probable first.
     top: Vec<Vec<Likely>>,
 }
+
+/// Texts are scored one at a time: each needs a cache of its own, and a burst must not need them all at once.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 /// Scores the tokens of `all` from the `first`-th on.
 pub(crate) async fn score(
@@ -60,6 +64,8 @@ pub(crate) async fn score(
         })?;
         Ok::<Scores, tessera_core::Error>(scores)
     };
+    // The semaphore is never closed.
+    let _turn = TURN.acquire().await.map_err(|_| Fault::inside())?;
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|error| Fault::of(&error.into())),
         Err(_) => Err(Fault::inside()),

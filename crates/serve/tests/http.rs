@@ -229,6 +229,10 @@ async fn what_is_wrong_is_refused_by_name() {
         (status, refused["error"]["param"].as_str()),
         (StatusCode::BAD_REQUEST, Some("prompt"))
     );
+    let long = json!({ "prompt": vec![7; 100_000], "max_tokens": 0, "echo": true, "logprobs": 1 });
+    let (status, refused) = ask(&server, COMPLETION, long).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(refused["error"]["code"], "context_length_exceeded", "{refused}");
     let (status, _) = ask(&server, "/nowhere", json!({})).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(3 << 20));
