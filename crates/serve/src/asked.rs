@@ -161,15 +161,13 @@ fn recipe(config: &Config, fields: &Generate) -> Result<Recipe, Fault> {
         return Ok(config.recipe.clone());
     }
     if fields.methods.is_none() {
-        // The server's own methods and the request's constraint; without them where the two do not go together.
+        // The server's own methods and the request's constraint; where they do not go together, that is said.
         let own = config.recipe.members().iter().map(|member| MethodCall {
             id: member.entry.slug.to_owned(),
             settings: member.settings.clone(),
         });
         let all: Vec<MethodCall> = own.chain(calls.clone()).collect();
-        if let Ok(recipe) = Recipe::resolve(METHODS, &all) {
-            return Ok(recipe);
-        }
+        return Recipe::resolve(METHODS, &all).map_err(|e| Fault::of(&e.into()));
     }
     Recipe::resolve(METHODS, &calls).map_err(|e| Fault::of(&e.into()))
 }

@@ -1,7 +1,7 @@
 //! Chats and completions: whole answers, and streams of server-sent events.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -75,7 +75,7 @@ pub(crate) async fn chat(
     }
     let seed = request.seed;
     let prompt = request.prompt.clone();
-    let outcome = whole(&app, caller, request).await?;
+    let outcome = whole(&app, caller, request, app.deadline()).await?;
     let scores = scored(session, &prompt, &outcome, wanted).await?;
     let choices: Vec<Value> = outcome
         .choices
@@ -133,13 +133,15 @@ pub(crate) async fn completions(
     {
         return stream(&app, caller, &fields, request, Way::Completion);
     }
+    // One for all prompts.
+    let deadline = app.deadline();
     let (mut choices, mut outcomes) = (Vec::new(), Vec::new());
     let seed = requests.first().map_or(0, |request| request.seed);
     for request in requests {
         let prompt = request.prompt.clone();
         let outcome = match request.max_tokens {
             Some(0) => nothing(&prompt),
-            _ => whole(&app, caller, request).await?,
+            _ => whole(&app, caller, request, deadline).await?,
         };
         for choice in &outcome.choices {
             let (mut text, mut tokens) = (String::new(), Vec::new());
@@ -224,8 +226,13 @@ pub(crate) fn spelt(session: &Session, tokens: &[u32]) -> String {
 }
 
 /// The whole outcome of a request.
-async fn whole(app: &App, caller: Caller, request: Request) -> Result<Outcome, Fault> {
-    let mut pieces = app.ask(request, caller.0)?;
+async fn whole(
+    app: &App,
+    caller: Caller,
+    request: Request,
+    deadline: Instant,
+) -> Result<Outcome, Fault> {
+    let mut pieces = app.ask(request, caller.0, deadline)?;
     while let Some(piece) = pieces.recv().await {
         match piece {
             Piece::Text { .. } | Piece::Ended { .. } => {}
@@ -304,7 +311,7 @@ fn stream(
     let model = session.info().name.clone();
     let with_usage = fields.stream_options.unwrap_or_default().include_usage;
     let (seed, choices) = (request.seed, request.choices);
-    let pieces: UnboundedReceiver<Piece> = app.ask(request, caller.0)?;
+    let pieces: UnboundedReceiver<Piece> = app.ask(request, caller.0, app.deadline())?;
     let chunk = move |choices: Value, more: Option<(&str, Value)>| {
         let mut chunk = json!({
             "id": id, "object": way.object(true), "created": created, "model": model, "choices": choices,

@@ -79,7 +79,12 @@ pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Ne
     match caller(&app, &request) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            let response = next.run(request).await;
+            if response.status() != StatusCode::PAYLOAD_TOO_LARGE {
+                return response;
+            }
+            let what = format!("the body has more than {} bytes", app.config().most_bytes);
+            Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", what).into_response()
         }
         Err(fault) => fault.into_response(),
     }

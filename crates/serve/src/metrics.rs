@@ -34,6 +34,11 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Counts a request whose time was over before it began.
+    pub(crate) fn expired(&self) {
+        self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a run that came to an end.
     pub(crate) fn done(&self, stats: &Stats, late: bool, left: bool) {
         let outcome = match (late, left) {

@@ -37,7 +37,10 @@ pub(crate) async fn score(
     if let Err(error) = session.expect_causal("logprobs") {
         return Err(Fault::field("logprobs", error.to_string()));
     }
+    // The semaphore is never closed. The turn ends with the work, whoever still waits for it.
+    let turn = TURN.acquire().await.map_err(|_| Fault::inside())?;
     let work = move || {
+        let _turn = turn;
         let mut scores = Scores { tokens: Vec::new(), top: Vec::new() };
         if first == 0 {
             scores.tokens.push((all[0], None));
@@ -64,8 +67,6 @@ pub(crate) async fn score(
         })?;
         Ok::<Scores, tessera_core::Error>(scores)
     };
-    // The semaphore is never closed.
-    let _turn = TURN.acquire().await.map_err(|_| Fault::inside())?;
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|error| Fault::of(&error.into())),
         Err(_) => Err(Fault::inside()),

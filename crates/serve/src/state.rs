@@ -25,7 +25,18 @@ struct Inner {
     jobs: SyncSender<Job>,
     metrics: Arc<Metrics>,
     draining: AtomicBool,
+    /// Whether the worker's thread has ended, which it never should before the server does.
+    gone: Arc<AtomicBool>,
     number: AtomicU64,
+}
+
+/// Raises its flag when it is dropped, by a panic too.
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The end of loading: how a server hears that there will be no model.
@@ -59,7 +70,10 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let (failed, failure) = tokio::sync::oneshot::channel();
         let (place, counted) = (Arc::clone(&session), Arc::clone(&metrics));
+        let gone = Arc::new(AtomicBool::new(false));
+        let end = Gone(Arc::clone(&gone));
         std::thread::spawn(move || {
+            let _end = end;
             match load() {
                 Ok(loaded) => {
                     let loaded = Arc::new(loaded);
@@ -72,7 +86,7 @@ impl App {
             }
         });
         let (draining, number) = (AtomicBool::new(false), AtomicU64::new(0));
-        let inner = Inner { config, session, jobs, metrics, draining, number };
+        let inner = Inner { config, session, jobs, metrics, draining, gone, number };
         (Self { inner: Arc::new(inner) }, Loading { failure })
     }
 
@@ -90,7 +104,16 @@ impl App {
     /// # Errors
     /// 503 until it is loaded.
     pub fn session(&self) -> Result<&Arc<Session>, Fault> {
+        if self.inner.gone.load(Ordering::Relaxed) {
+            let message = "the model's thread has ended. Next: start the server again";
+            return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "model_gone", message));
+        }
         self.inner.session.get().ok_or_else(Fault::loading)
+    }
+
+    /// When a request that comes now has to be done.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.config().longest
     }
 
     /// Takes no new requests for text.
@@ -114,20 +137,21 @@ impl App {
         &self,
         request: Request,
         caller: usize,
+        deadline: Instant,
     ) -> Result<tokio::sync::mpsc::UnboundedReceiver<Piece>, Fault> {
         if self.inner.draining.load(Ordering::Relaxed) {
             let message = "the server is shutting down. Next: try again later";
             return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message));
         }
         let (pieces, receive) = tokio::sync::mpsc::unbounded_channel();
-        let deadline = Instant::now() + self.config().longest;
         let job = Job { request, caller, pieces, deadline };
+        // Counted before the worker can count it off.
+        let queued = &self.metrics().queued;
+        queued.fetch_add(1, Ordering::Relaxed);
         match self.inner.jobs.try_send(job) {
-            Ok(()) => {
-                self.metrics().queued.fetch_add(1, Ordering::Relaxed);
-                Ok(receive)
-            }
+            Ok(()) => Ok(receive),
             Err(TrySendError::Full(_)) => {
+                queued.fetch_sub(1, Ordering::Relaxed);
                 self.metrics().refused.fetch_add(1, Ordering::Relaxed);
                 let message = format!(
                     "{} requests are waiting. Next: try again in a moment",
@@ -135,7 +159,10 @@ impl App {
                 );
                 Err(Fault::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message))
             }
-            Err(TrySendError::Disconnected(_)) => Err(Fault::inside()),
+            Err(TrySendError::Disconnected(_)) => {
+                queued.fetch_sub(1, Ordering::Relaxed);
+                Err(Fault::inside())
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Each caller keeps one sequence, so that a conversation that goes on computes only what is new; callers
 //! never read one another's rows.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use tessera_runtime::{Control, Event, FinishReason, Outcome, Request, Sequence, Session};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::fault::Fault;
 use crate::metrics::Metrics;
 
 /// Callers whose sequences are kept; the one that asked longest ago makes room.
@@ -49,6 +51,12 @@ pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics) {
             metrics.left.fetch_add(1, Ordering::Relaxed);
             continue;
         }
+        if Instant::now() > job.deadline {
+            metrics.expired();
+            // Whoever asked may be gone.
+            let _ = job.pieces.send(Piece::Late);
+            continue;
+        }
         metrics.running.store(1, Ordering::Relaxed);
         let place = kept.iter().position(|(caller, _)| *caller == job.caller);
         let own = match place {
@@ -84,7 +92,9 @@ fn answer(session: &Session, sequence: &mut Sequence, job: &Job, metrics: &Metri
             }
             _ => !job.pieces.is_closed(),
         };
-        late = Instant::now() > job.deadline;
+        // An answer that is whole is not late any more.
+        let ended = matches!(event, Event::Finished { .. });
+        late |= !ended && Instant::now() > job.deadline;
         if sent && !late { Control::Continue } else { Control::Stop }
     };
     let outcome =
@@ -99,6 +109,10 @@ fn answer(session: &Session, sequence: &mut Sequence, job: &Job, metrics: &Metri
         }
         Err(error) => {
             metrics.failed.fetch_add(1, Ordering::Relaxed);
+            // What is wrong with a request is told to whoever sent it, and may quote it.
+            if Fault::of(&error).status.is_server_error() {
+                let _ = writeln!(std::io::stderr(), "a request failed: {error}");
+            }
             Piece::Failed(error)
         }
     }

@@ -236,7 +236,9 @@ async fn what_is_wrong_is_refused_by_name() {
     let (status, _) = ask(&server, "/nowhere", json!({})).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(3 << 20));
-    assert_eq!(text(&server, post(COMPLETION, large)).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    let (status, refused) = text(&server, post(COMPLETION, large)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(refused.contains("body_too_large"), "{refused}");
 }
 
 #[tokio::test]
