@@ -1,18 +1,18 @@
 //! An OpenAI-compatible HTTP server over one loaded model.
 //!
-//! The engine is synchronous: a worker thread ([`worker`]) owns the session and answers one request after the
+//! The engine is synchronous: a worker thread (`worker`) owns the session and answers one request after the
 //! other from a bounded queue; everything asynchronous lives in this crate and ends at that queue. What a
-//! request may say is written once, in [`fields`]; unknown fields are refused by name.
+//! request may say is written once, in `fields`; unknown fields are refused by name.
 //!
 //! | part | what |
 //! |---|---|
-//! | [`fields`] | the request's fields, their schema, refusals by name |
-//! | [`asked`] | from fields to the engine's request |
-//! | [`generate`] | chat and completions: whole answers and streams |
-//! | [`scored`] | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
-//! | [`pages`] | models, tokens, health, metrics, the OpenAPI file |
-//! | [`guard`] | hosts, origins, keys |
-//! | [`worker`] | the thread that runs the model |
+//! | `fields` | the request's fields, their schema, refusals by name |
+//! | `asked` | from fields to the engine's request |
+//! | `generate` | chat and completions: whole answers and streams |
+//! | `scored` | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
+//! | `pages` | models, tokens, health, metrics, the OpenAPI file |
+//! | `guard` | hosts, origins, keys |
+//! | `worker` | the thread that runs the model |
 
 mod asked;
 mod fault;
