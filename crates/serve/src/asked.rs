@@ -122,7 +122,7 @@ fn recipe(config: &Config, fields: &Generate) -> Result<Recipe, Fault> {
         let Some(Value::String(id)) = settings.shift_remove("id") else {
             return Err(Fault::field("methods", "methods: each needs an `id`, the method's name"));
         };
-        let entry = find(METHODS, &id).map_err(|e| Fault::of(&e.into()))?;
+        let entry = find(METHODS, &id)?;
         if !allowed(config, entry.slug) {
             let message = format!("methods: {} is not enabled on this server", entry.slug);
             return Err(Fault { code: "method_not_enabled", ..Fault::field("methods", message) });
@@ -167,9 +167,9 @@ fn recipe(config: &Config, fields: &Generate) -> Result<Recipe, Fault> {
             settings: member.settings.clone(),
         });
         let all: Vec<MethodCall> = own.chain(calls.clone()).collect();
-        return Recipe::resolve(METHODS, &all).map_err(|e| Fault::of(&e.into()));
+        return Ok(Recipe::resolve(METHODS, &all)?);
     }
-    Recipe::resolve(METHODS, &calls).map_err(|e| Fault::of(&e.into()))
+    Ok(Recipe::resolve(METHODS, &calls)?)
 }
 
 /// The engine's request that continues `prompt`.
@@ -237,14 +237,14 @@ pub(crate) fn request(
     if request.max_tokens == Some(0) && !fields.echo {
         return Err(Fault::field("max_tokens", "max_tokens: must be at least 1, or give echo"));
     }
-    request.recipe.fits(&session.offer()).map_err(|e| Fault::of(&e.into()))?;
+    request.recipe.fits(&session.offer())?;
     let spec = session.backbone().spec();
     if request.max_tokens != Some(0) {
-        request.limit(spec).map_err(|e| Fault::of(&e.into()))?;
+        request.limit(spec)?;
     } else if request.prompt.len() > session.info().context {
         let (needed, limit) = (request.prompt.len(), session.info().context);
-        let error = tessera_core::Error::ContextFull { needed, limit, trained: spec.context };
-        return Err(Fault::of(&error.into()));
+        let trained = spec.context;
+        return Err(tessera_core::Error::ContextFull { needed, limit, trained }.into());
     }
     Ok(request)
 }

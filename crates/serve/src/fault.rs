@@ -77,6 +77,12 @@ impl Fault {
     }
 }
 
+impl From<tessera_core::Error> for Fault {
+    fn from(error: tessera_core::Error) -> Self {
+        Self::of(&error.into())
+    }
+}
+
 impl From<tessera_runtime::Error> for Fault {
     fn from(error: tessera_runtime::Error) -> Self {
         Self::of(&error)

@@ -1,6 +1,7 @@
 //! Chats and completions: whole answers, and streams of server-sent events.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -47,15 +48,21 @@ impl Way {
     }
 }
 
+/// What both ways begin with: the fields, and the model that they may name.
+fn opened<'a>(app: &'a App, body: &Bytes) -> Result<(Generate, &'a Arc<Session>), Fault> {
+    let fields: Generate = read(body)?;
+    let session = app.session()?;
+    named(session, fields.model.as_deref())?;
+    Ok((fields, session))
+}
+
 /// POST /v1/chat/completions.
 pub(crate) async fn chat(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<Response, Fault> {
-    let fields: Generate = read(&body)?;
-    let session = app.session()?;
-    named(session, fields.model.as_deref())?;
+    let (fields, session) = opened(&app, &body)?;
     if fields.prompt.is_some() || fields.echo {
         return Err(Fault::field(
             "prompt",
@@ -110,9 +117,7 @@ pub(crate) async fn completions(
     Extension(caller): Extension<Caller>,
     body: Bytes,
 ) -> Result<Response, Fault> {
-    let fields: Generate = read(&body)?;
-    let session = app.session()?;
-    named(session, fields.model.as_deref())?;
+    let (fields, session) = opened(&app, &body)?;
     if fields.messages.is_some() {
         return Err(Fault::field(
             "messages",
@@ -252,7 +257,7 @@ fn late() -> Fault {
 
 /// Logarithms for every choice, if they are wanted.
 async fn scored(
-    session: &std::sync::Arc<Session>,
+    session: &Arc<Session>,
     prompt: &[u32],
     outcome: &Outcome,
     wanted: Option<usize>,

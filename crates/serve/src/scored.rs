@@ -68,7 +68,7 @@ pub(crate) async fn score(
         Ok::<Scores, tessera_core::Error>(scores)
     };
     match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(|error| Fault::of(&error.into())),
+        Ok(done) => Ok(done?),
         Err(_) => Err(Fault::inside()),
     }
 }
