@@ -14,11 +14,14 @@ mod particles;
 pub mod recipe;
 mod reduction;
 pub mod request;
+mod scheduler;
 pub mod sequence;
 mod speculation;
+mod writing;
 
 pub use autoregressive::{Model, generate, generate_in};
 pub use pace::CostCurve;
 pub use recipe::Recipe;
 pub use request::{Completion, Denoised, Known, Outcome, Particle, Population, Request, Stats};
+pub use scheduler::{Batch, Ended, Listen, Shape};
 pub use sequence::Sequence;

@@ -115,6 +115,8 @@ pub struct Pace {
     /// The budget that [`Pace::budget`] gave, and whether the drafter's passes were weighed in it.
     given: usize,
     weighed: bool,
+    /// Rows of others in the next pass.
+    beside: usize,
     /// The last tree, whole: parent and token of each node.
     whole: Vec<(Option<u32>, TokenId)>,
     grade: usize,
@@ -125,6 +127,12 @@ impl Pace {
     pub fn new(curve: Option<CostCurve>) -> Self {
         let grades = vec![Grade::default(); DraftTree::GRADES];
         Self { curve, grades, ..Self::default() }
+    }
+
+    /// How many rows of others the next pass has: each of them makes its own progress, whatever is
+    /// guessed here, but a row more costs more beside them.
+    pub fn beside(&mut self, rows: usize) {
+        self.beside = rows;
     }
 
     /// Most nodes for the next tree after `tokens`, of which `remaining` more may follow; 0: do not ask
@@ -146,7 +154,7 @@ impl Pace {
         }
         self.weighed = true;
         let unit = drafter.pass_cost().unwrap_or(curve.draft);
-        let gain = |n| gain(&self.all, curve, n, unit * drafter.passes(n) as f64);
+        let gain = |n| gain(&self.all, curve, (n, self.beside), unit * drafter.passes(n) as f64);
         let best = best_of(most, gain);
         if best > 0 {
             self.all.wait = 0;
@@ -169,7 +177,7 @@ impl Pace {
             return tree.len();
         }
         let grade = &self.grades[tree.grade];
-        let gain = |n| gain(grade, curve, n, 0.0);
+        let gain = |n| gain(grade, curve, (n, self.beside), 0.0);
         if (0..tree.len() as u32).any(|n| tree.drawn_from(n).is_some()) {
             // Where chance took part, what was drawn may have decided how many nodes there are. A
             // cut that depends on their number would then leave improbable guesses out more often
@@ -219,10 +227,11 @@ impl Pace {
     }
 }
 
-/// Tokens a step is expected to commit, over the cost of its pass and of `drafting`.
-fn gain(grade: &Grade, curve: &CostCurve, nodes: usize, drafting: f64) -> f64 {
+/// Tokens a step is expected to commit, over the cost of its pass and of `drafting`; the pass has so
+/// many nodes of this text and so many rows beside them.
+fn gain(grade: &Grade, curve: &CostCurve, (nodes, beside): (usize, usize), drafting: f64) -> f64 {
     let expected: f64 = 1.0 + (0..nodes).map(|n| grade.chance(n)).sum::<f64>();
-    expected / (curve.cost(nodes + 1) + drafting)
+    (expected + beside as f64) / (curve.cost(beside + nodes + 1) + drafting)
 }
 
 /// The number of nodes up to `most` with the best gain; 0 unless it beats the plain step.

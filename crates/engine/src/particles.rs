@@ -10,18 +10,19 @@
 
 use std::time::Instant;
 
-use tessera_core::dist::Key;
 use tessera_core::dist::scalar::{exp, ln};
+use tessera_core::dist::{Key, Sampler};
 use tessera_core::entry::Particles;
 use tessera_core::{
-    ConstrainedDraw, Error, Event, FinishReason, KvStore, Pass, Position, Result, Segment,
+    ConstrainedDraw, Error, Event, FinishReason, KvStore, Pass, Position, Result, Reveal, Segment,
 };
 
-use crate::autoregressive::{Run, constraint_stats};
-use crate::choice::Choice;
+use crate::autoregressive::{Listener, Model};
+use crate::choice::{Bounds, Choice};
 use crate::reduction::Reduction;
-use crate::request::{Outcome, Particle, Population, Request};
+use crate::request::{Outcome, Particle, Population, Request, Stats};
 use crate::sequence::Sequence;
+use crate::writing::{Space, Writing, constraint_stats};
 
 /// The purposes of numbers beyond the tokens' own (`Key::purpose`).
 const ANCESTORS: u64 = 0x5c01;
@@ -45,24 +46,36 @@ impl Slot {
     }
 }
 
-/// Answers a request with particles; `seeds` holds the text of choice 0.
-pub(crate) fn generate(
-    mut run: Run<'_>,
+/// What the population shares.
+struct Run<'a> {
+    model: Model<'a>,
+    sampler: Sampler,
+    bounds: Bounds,
+    reveal: Reveal,
+    stats: Stats,
+    listener: Listener<'a>,
+}
+
+/// Answers a request with particles; `writing` has read the prompt, unless it was stopped on the way,
+/// and `space` holds the logits of its last row.
+pub(crate) fn generate<'a>(
+    model: Model<'a>,
+    writing: Writing<'_>,
     sequence: &mut Sequence,
-    request: &Request,
+    listener: Listener<'a>,
+    space: Space,
     settings: Particles,
-    mut seeds: Vec<Choice>,
-    reduction: &mut Reduction,
 ) -> Result<Outcome> {
-    refuse(request, &seeds, reduction)?;
-    let (Some(mut seed), Some(count)) = (seeds.pop(), Some(settings.count).filter(|&n| n > 0))
-    else {
+    if !writing.has_read() {
+        let mut listener = listener;
+        return writing.finish(sequence, &mut listener);
+    }
+    let Writing { request, bounds, sampler, stats, mut choices, .. } = writing;
+    let (request, reveal) = (&*request, space.reveal);
+    let mut run = Run { model, sampler, bounds, reveal, stats, listener };
+    let (Some(seed), Some(count)) = (choices.pop(), Some(settings.count).filter(|&n| n > 0)) else {
         return Err(Error::setting("particles", settings.count, "at least 1"));
     };
-    if !run.prefill(sequence, request, reduction)? {
-        seed.stop(FinishReason::Cancelled);
-        return Ok(Outcome { choices: vec![seed.finish()?], stats: run.stats, population: None });
-    }
     let start = Instant::now();
     let listened = run.listener.seconds;
     let mut slots = Vec::with_capacity(count);
@@ -96,7 +109,7 @@ pub(crate) fn generate(
 }
 
 /// What particles cannot do.
-fn refuse(request: &Request, seeds: &[Choice], reduction: &Reduction) -> Result<()> {
+pub(crate) fn refuse(request: &Request, seeds: &[Choice], reduction: &Reduction) -> Result<()> {
     let no = |what: &str| Error::Method { method: "smc".to_owned(), what: what.to_owned() };
     if !reduction.is_empty() {
         return Err(no("keeps every row of every particle: leave out what forgets"));

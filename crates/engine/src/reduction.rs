@@ -221,15 +221,15 @@ fn apply(
 pub(crate) struct Seats<'a> {
     /// By segment.
     seats: Vec<Option<&'a mut dyn Sites>>,
-    /// Cached rows that plans left unread so far, over layers and key heads.
-    pub(crate) unread: u64,
+    /// Cached rows that plans left unread so far, over layers and key heads, by segment.
+    pub(crate) unread: Vec<u64>,
 }
 
 impl<'a> Seats<'a> {
     /// `None` if none of them takes part.
-    pub(crate) fn new(seats: impl Iterator<Item = Option<&'a mut dyn Sites>>) -> Option<Self> {
-        let seats: Vec<_> = seats.collect();
-        seats.iter().any(Option::is_some).then_some(Self { seats, unread: 0 })
+    pub(crate) fn new(seats: Vec<Option<&'a mut dyn Sites>>) -> Option<Self> {
+        let unread = vec![0; seats.len()];
+        seats.iter().any(Option::is_some).then_some(Self { seats, unread })
     }
 }
 
@@ -267,7 +267,8 @@ impl Sites for Seats<'_> {
                 let unread = |list: &Vec<Row>| {
                     cached - list.partition_point(|&row| (row as usize) < cached).min(cached)
                 };
-                self.unread += plan.iter().flatten().map(unread).sum::<usize>() as u64;
+                let sum = plan.iter().flatten().map(unread).sum::<usize>() as u64;
+                self.unread[evidence.segment] += sum;
                 Ok(plan)
             }
             _ => Ok(None),

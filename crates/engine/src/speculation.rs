@@ -65,6 +65,11 @@ impl Speculation {
         }
     }
 
+    /// How many rows of other texts the next pass has.
+    pub(crate) fn beside(&mut self, rows: usize) {
+        self.pace.beside(rows);
+    }
+
     /// Guesses ahead and lays out the next pass's rows.
     pub(crate) fn prepare(
         &mut self,

@@ -34,7 +34,8 @@ pub use tessera_core::{
     Constraint, Control, Event, FinishReason, Judged, Judgement, Predicate, TokenId, Vocabulary,
 };
 pub use tessera_engine::{
-    Completion, CostCurve, Outcome, Particle, Population, Recipe, Request, Sequence, Stats,
+    Batch, Completion, CostCurve, Ended, Listen, Outcome, Particle, Population, Recipe, Request,
+    Sequence, Shape, Stats,
 };
 pub use tessera_methods::continuations::Continuations;
 pub use tessera_methods::programs::{exact_byte_level, reagent};

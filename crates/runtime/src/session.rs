@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 use tessera_core::entry::{Needs, Offer};
 use tessera_core::{Backbone, Calibration, Control, Event, Filling, Vocabulary};
-use tessera_engine::{Model, Outcome, Request, Sequence, generate, generate_in};
+use tessera_engine::{Batch, Model, Outcome, Request, Sequence, Shape, generate, generate_in};
 use tessera_model::arch::Blueprint;
 use tessera_model::chat::ChatTemplate;
 use tessera_model::open_weights;
@@ -279,6 +279,27 @@ impl Session {
         request.recipe.fits(&self.offer())?;
         let request = &*self.completed(request)?;
         Ok(generate_in(self.model(), sequence, request, listener, cancel)?)
+    }
+
+    /// A batch of requests that share passes, empty yet. Requests go in once they are
+    /// [`ready`](Self::ready).
+    pub fn batch(&self, shape: Shape) -> Batch<'_> {
+        Batch::new(self.model(), shape)
+    }
+
+    /// Checks a request against this session and completes its recipe, for [`Batch::add`].
+    ///
+    /// # Errors
+    /// A method that needs what this session lacks; what a calibration reports.
+    pub fn ready(&self, request: Request) -> Result<Request> {
+        request.recipe.fits(&self.offer())?;
+        Ok(self.completed(&request)?.into_owned())
+    }
+
+    /// Bytes that a token of a text takes in a cache, in the 16-bit form of the cpu backbone's.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        let spec = &self.blueprint.spec;
+        2 * 2 * spec.kv_heads * spec.head_dim * spec.layers
     }
 
     /// The request with a recipe that knows all it needs ([`Session::prepared`]).

@@ -46,6 +46,8 @@ pub struct Generate {
     pub n: Option<usize>,
     /// Send pieces as server-sent events.
     pub stream: bool,
+    /// Say in a stream how each piece of text came to be, and how canvases fill.
+    pub details: bool,
     /// What a stream ends with.
     pub stream_options: Option<StreamOptions>,
     /// Begin the answer with the prompt (completions only).

@@ -77,6 +77,9 @@ pub(crate) async fn chat(
         app.config().most_tokens.min(session.info().context.saturating_sub(prompt.len()).max(1));
     let request = request(session, app.config(), &fields, prompt, most)?;
     let wanted = alternatives(&fields)?;
+    if fields.details && !fields.stream {
+        return Err(Fault::field("details", "details: are told in a stream. Next: stream = true"));
+    }
     if fields.stream {
         return stream(&app, caller, &fields, request, Way::Chat);
     }
@@ -126,6 +129,9 @@ pub(crate) async fn completions(
     }
     let prompts = prompts(session, &fields)?;
     let wanted = alternatives(&fields)?;
+    if fields.details && !fields.stream {
+        return Err(Fault::field("details", "details: are told in a stream. Next: stream = true"));
+    }
     if fields.stream && (prompts.len() > 1 || fields.echo) {
         return Err(Fault::field("stream", "stream: goes with one prompt and without echo"));
     }
@@ -240,7 +246,7 @@ async fn whole(
     let mut pieces = app.ask(request, caller.0, deadline)?;
     while let Some(piece) = pieces.recv().await {
         match piece {
-            Piece::Text { .. } | Piece::Ended { .. } => {}
+            Piece::Text { .. } | Piece::Canvas(_) | Piece::Ended { .. } => {}
             Piece::Done(outcome) => return Ok(*outcome),
             Piece::Late => return Err(late()),
             Piece::Failed(error) => return Err(Fault::of(&error)),
@@ -315,7 +321,8 @@ fn stream(
     let (id, created) = app.stamp(if way == Way::Chat { "chatcmpl" } else { "cmpl" });
     let model = session.info().name.clone();
     let with_usage = fields.stream_options.unwrap_or_default().include_usage;
-    let (seed, choices) = (request.seed, request.choices);
+    let (seed, choices, details) = (request.seed, request.choices, fields.details);
+    let shown = Arc::clone(session);
     let pieces: UnboundedReceiver<Piece> = app.ask(request, caller.0, app.deadline())?;
     let chunk = move |choices: Value, more: Option<(&str, Value)>| {
         let mut chunk = json!({
@@ -346,7 +353,16 @@ fn stream(
         Way::Completion => Vec::new(),
     };
     let rest = UnboundedReceiverStream::new(pieces).map(move |piece| match piece {
-        Piece::Text { choice, text } => vec![chunk(part(choice, Some(&text), None), None)],
+        Piece::Text { choice, text, tokens, how } if details => {
+            let made = json!({ "tokens": tokens, "how": how.word() });
+            vec![chunk(part(choice, Some(&text), None), Some(("tessera", made)))]
+        }
+        Piece::Text { text, .. } if text.is_empty() => Vec::new(),
+        Piece::Text { choice, text, .. } => vec![chunk(part(choice, Some(&text), None), None)],
+        Piece::Canvas(canvas) if details => {
+            vec![chunk(json!([]), Some(("tessera", json!({ "canvas": canvas.told(&shown) }))))]
+        }
+        Piece::Canvas(_) => Vec::new(),
         Piece::Ended { choice, reason: why } => {
             vec![chunk(part(choice, None, Some(reason(why))), None)]
         }

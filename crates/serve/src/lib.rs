@@ -1,7 +1,7 @@
 //! An OpenAI-compatible HTTP server over one loaded model.
 //!
-//! The engine is synchronous: a worker thread (`worker`) owns the session and answers one request after the
-//! other from a bounded queue; everything asynchronous lives in this crate and ends at that queue. What a
+//! The engine is synchronous: a worker thread (`worker`) owns the session and answers the requests of a bounded
+//! queue in shared passes; everything asynchronous lives in this crate and ends at that queue. What a
 //! request may say is written once, in `fields`; unknown fields are refused by name.
 //!
 //! | part | what |
@@ -12,7 +12,8 @@
 //! | `scored` | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
 //! | `pages` | models, tokens, health, metrics, the OpenAPI file |
 //! | `guard` | hosts, origins, keys |
-//! | `worker` | the thread that runs the model |
+//! | `worker` | the thread that runs the model: who is admitted, ended and told what |
+//! | `prefixes` | rows of prompts that were computed before, by caller |
 
 mod asked;
 mod fault;
@@ -21,6 +22,7 @@ mod generate;
 mod guard;
 mod metrics;
 mod pages;
+mod prefixes;
 mod scored;
 mod state;
 mod worker;
@@ -55,6 +57,11 @@ pub struct Config {
     pub recipe: tessera_runtime::Recipe,
     /// Requests that may wait. More are refused with 429.
     pub queue: usize,
+    /// Texts that grow at the same time; requests beyond wait.
+    pub texts: usize,
+    /// Most bytes of all caches; requests that could need more wait, and one that needs more alone is
+    /// refused.
+    pub cache_bytes: usize,
     /// Longest time of a request, waiting included.
     pub longest: Duration,
     /// Most tokens of an answer.
@@ -75,6 +82,8 @@ impl Default for Config {
             methods: None,
             recipe: tessera_runtime::Recipe::plain(),
             queue: 64,
+            texts: 64,
+            cache_bytes: 4 << 30,
             longest: Duration::from_secs(300),
             most_tokens: 4096,
             most_choices: 8,
@@ -121,6 +130,8 @@ impl Config {
         }
         for (name, value) in [
             ("max-queue", self.queue),
+            ("max-running", self.texts),
+            ("max-cache", self.cache_bytes),
             ("max-tokens", self.most_tokens),
             ("max-choices", self.most_choices),
             ("max-bytes", self.most_bytes),

@@ -1,7 +1,7 @@
 //! What all requests share: the model once it is loaded, the queue to the worker, the counters.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ use tessera_runtime::{Request, Session};
 use crate::Config;
 use crate::fault::Fault;
 use crate::metrics::Metrics;
-use crate::worker::{self, Job, Piece};
+use crate::worker::{self, Job, Limits, Piece};
 
 /// Shared by every handler; cheap to clone.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub struct App {
 struct Inner {
     config: Config,
     session: Arc<OnceLock<Arc<Session>>>,
-    jobs: SyncSender<Job>,
+    jobs: Sender<Job>,
     metrics: Arc<Metrics>,
     draining: AtomicBool,
     /// Whether the worker's thread has ended, which it never should before the server does.
@@ -65,7 +65,8 @@ impl App {
         config: Config,
         load: impl FnOnce() -> Result<Session, E> + Send + 'static,
     ) -> (Self, Loading<E>) {
-        let (jobs, waiting) = sync_channel(config.queue);
+        let (jobs, waiting) = channel();
+        let limits = Limits { texts: config.texts, bytes: config.cache_bytes };
         let session = Arc::new(OnceLock::new());
         let metrics = Arc::new(Metrics::default());
         let (failed, failure) = tokio::sync::oneshot::channel();
@@ -79,7 +80,7 @@ impl App {
                     let loaded = Arc::new(loaded);
                     let _ = place.set(Arc::clone(&loaded));
                     drop(failed);
-                    worker::run(&loaded, &waiting, &counted);
+                    worker::run(&loaded, &waiting, &counted, limits);
                 }
                 // The server may have been stopped meanwhile.
                 Err(error) => drop(failed.send(error)),
@@ -143,26 +144,36 @@ impl App {
             let message = "the server is shutting down. Next: try again later";
             return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message));
         }
+        if request.choices > self.config().texts {
+            let what = format!("n: at most {} on this server", self.config().texts);
+            return Err(Fault::field("n", what));
+        }
+        let (needed, most) =
+            (worker::bytes_needed(self.session()?, &request), self.config().cache_bytes);
+        if needed > most {
+            let what = format!(
+                "max_tokens: prompt and answer may take {needed} bytes of cache, and this server has {most}. \
+                 Next: a shorter prompt, fewer tokens or fewer answers"
+            );
+            return Err(Fault::field("max_tokens", what));
+        }
         let (pieces, receive) = tokio::sync::mpsc::unbounded_channel();
         let job = Job { request, caller, pieces, deadline };
         // Counted before the worker can count it off.
         let queued = &self.metrics().queued;
-        queued.fetch_add(1, Ordering::Relaxed);
-        match self.inner.jobs.try_send(job) {
-            Ok(()) => Ok(receive),
-            Err(TrySendError::Full(_)) => {
-                queued.fetch_sub(1, Ordering::Relaxed);
-                self.metrics().refused.fetch_add(1, Ordering::Relaxed);
-                let message = format!(
-                    "{} requests are waiting. Next: try again in a moment",
-                    self.config().queue
-                );
-                Err(Fault::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message))
-            }
-            Err(TrySendError::Disconnected(_)) => {
-                queued.fetch_sub(1, Ordering::Relaxed);
-                Err(Fault::inside())
-            }
+        if queued.fetch_add(1, Ordering::Relaxed) >= self.config().queue as u64 {
+            queued.fetch_sub(1, Ordering::Relaxed);
+            self.metrics().refused.fetch_add(1, Ordering::Relaxed);
+            let message = format!(
+                "{} requests are waiting. Next: try again in a moment",
+                self.config().queue
+            );
+            return Err(Fault::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message));
         }
+        if self.inner.jobs.send(job).is_err() {
+            queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(Fault::inside());
+        }
+        Ok(receive)
     }
 }

@@ -1,21 +1,26 @@
-//! The thread that runs the model: one request after the other, in the order in which they came.
+//! The thread that runs the model: many requests in shared passes.
 //!
-//! Each caller keeps one sequence, so that a conversation that goes on computes only what is new; callers
-//! never read one another's rows.
+//! Between two passes it takes in what has come, ends what is late or whose caller has gone, and admits
+//! what waits as far as memory and the number of texts allow, the caller with the fewest running requests
+//! first. What a batch does not take (particle loops, models that fill masks) runs alone, in its turn.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io::Write;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use tessera_runtime::{Control, Event, FinishReason, Outcome, Request, Sequence, Session};
+use serde_json::{Value, json};
+use tessera_runtime::{
+    Batch, Control, Ended, Event, FinishReason, Outcome, Request, Sequence, Session, Shape,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::fault::Fault;
 use crate::metrics::Metrics;
-
-/// Callers whose sequences are kept; the one that asked longest ago makes room.
-const KEPT: usize = 8;
+use crate::prefixes::Prefixes;
 
 /// A request on its way to the model.
 pub(crate) struct Job {
@@ -27,11 +32,61 @@ pub(crate) struct Job {
     pub(crate) deadline: Instant,
 }
 
+/// How a piece of text came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// Drawn from the model's own pass.
+    Drawn,
+    /// Guessed, and accepted by the model.
+    Guessed,
+    /// Written into a canvas.
+    Filled,
+}
+
+impl How {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Drawn => "drawn",
+            Self::Guessed => "guessed",
+            Self::Filled => "filled",
+        }
+    }
+}
+
+/// A change of a canvas.
+#[derive(Debug)]
+pub(crate) struct Canvas {
+    pub(crate) choice: usize,
+    /// The step, from 0; `None` for a rough answer that was there before the first.
+    pub(crate) step: Option<u32>,
+    /// Positions filled, with their tokens.
+    pub(crate) filled: Vec<(u32, u32)>,
+    /// Positions masked again.
+    pub(crate) masked: Vec<u32>,
+    /// Its length.
+    pub(crate) length: usize,
+}
+
+impl Canvas {
+    /// As a stream tells it: positions count from the prompt's first token.
+    pub(crate) fn told(&self, session: &Session) -> Value {
+        let spelt = |token| String::from_utf8_lossy(session.vocabulary().bytes(token)).into_owned();
+        let filled: Vec<Value> =
+            self.filled.iter().map(|&(at, token)| json!([at, spelt(token)])).collect();
+        json!({
+            "index": self.choice, "step": self.step, "filled": filled, "masked": self.masked,
+            "length": self.length,
+        })
+    }
+}
+
 /// What becomes of a request, piece by piece.
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// Text of a choice.
-    Text { choice: usize, text: String },
+    /// Text of a choice, and of how many tokens.
+    Text { choice: usize, text: String, tokens: usize, how: How },
+    /// A canvas has changed.
+    Canvas(Canvas),
     /// A choice has ended.
     Ended { choice: usize, reason: FinishReason },
     /// All of it.
@@ -42,78 +97,311 @@ pub(crate) enum Piece {
     Failed(tessera_runtime::Error),
 }
 
+/// What the worker may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Texts that grow at the same time.
+    pub(crate) texts: usize,
+    /// Bytes of all caches.
+    pub(crate) bytes: usize,
+}
+
+/// The most bytes of caches that a request can come to need.
+pub(crate) fn bytes_needed(session: &Session, request: &Request) -> usize {
+    let longest = request.context.unwrap_or(session.info().context);
+    let made = request.max_tokens.unwrap_or(longest);
+    let rows = request.prompt.len().saturating_add(made).min(longest);
+    rows.saturating_mul(request.choices).saturating_mul(session.cache_bytes_per_token())
+}
+
+/// A request in the batch.
+struct Running {
+    id: u64,
+    caller: usize,
+    pieces: UnboundedSender<Piece>,
+    deadline: Instant,
+    /// Tokens of its prompt: as far as others may read its rows.
+    prompt: usize,
+    texts: usize,
+    bytes: usize,
+    /// What its last step made, not sent yet.
+    fresh: Rc<RefCell<Vec<Piece>>>,
+    late: bool,
+}
+
 /// Answers jobs until nobody can send any.
-pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics) {
-    let mut kept: Vec<(usize, Sequence)> = Vec::new();
-    while let Ok(job) = jobs.recv() {
-        metrics.queued.fetch_sub(1, Ordering::Relaxed);
-        if job.pieces.is_closed() {
-            metrics.left.fetch_add(1, Ordering::Relaxed);
-            continue;
-        }
-        if Instant::now() > job.deadline {
-            metrics.expired();
-            // Whoever asked may be gone.
-            let _ = job.pieces.send(Piece::Late);
-            continue;
-        }
-        metrics.running.store(1, Ordering::Relaxed);
-        let place = kept.iter().position(|(caller, _)| *caller == job.caller);
-        let own = match place {
-            Some(place) => Ok(kept.remove(place).1),
-            None => session.sequence(),
-        };
-        match own {
-            Ok(mut sequence) => {
-                let last = answer(session, &mut sequence, &job, metrics);
-                // Whoever asked may be gone.
-                let _ = job.pieces.send(last);
-                kept.push((job.caller, sequence));
-                if kept.len() > KEPT {
-                    kept.remove(0);
-                }
+pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics, limits: Limits) {
+    let mut worker = Worker {
+        session,
+        metrics,
+        limits,
+        batch: session.batch(Shape::default()),
+        waiting: VecDeque::new(),
+        running: Vec::new(),
+        prefixes: Prefixes::default(),
+        next: 0,
+    };
+    loop {
+        if worker.running.is_empty() && worker.waiting.is_empty() {
+            match jobs.recv() {
+                Ok(job) => worker.waiting.push_back(job),
+                Err(_) => return,
             }
-            Err(error) => drop(job.pieces.send(Piece::Failed(error))),
         }
-        metrics.running.store(0, Ordering::Relaxed);
+        // Nothing more now, or never again: what is there is finished.
+        while let Ok(job) = jobs.try_recv() {
+            worker.waiting.push_back(job);
+        }
+        worker.weed();
+        worker.admit();
+        worker.step();
     }
 }
 
-/// Runs one job; returns its last piece.
-fn answer(session: &Session, sequence: &mut Sequence, job: &Job, metrics: &Metrics) -> Piece {
-    let mut late = false;
-    let mut listener = |event: Event<'_>| {
-        let sent = match event {
-            Event::Committed { choice, text, .. } if !text.is_empty() => {
-                job.pieces.send(Piece::Text { choice, text: text.to_owned() }).is_ok()
+struct Worker<'s> {
+    session: &'s Session,
+    metrics: &'s Metrics,
+    limits: Limits,
+    batch: Batch<'s>,
+    waiting: VecDeque<Job>,
+    running: Vec<Running>,
+    prefixes: Prefixes,
+    next: u64,
+}
+
+impl<'s> Worker<'s> {
+    /// Ends what is late or whose caller has gone.
+    fn weed(&mut self) {
+        let (now, metrics) = (Instant::now(), self.metrics);
+        self.waiting.retain(|job| {
+            let gone = job.pieces.is_closed();
+            let late = now > job.deadline;
+            if gone {
+                metrics.left.fetch_add(1, Ordering::Relaxed);
+            } else if late {
+                metrics.expired();
+                // Whoever asked may be gone by now.
+                let _ = job.pieces.send(Piece::Late);
             }
-            Event::Finished { choice, reason } => {
-                job.pieces.send(Piece::Ended { choice, reason }).is_ok()
+            if gone || late {
+                metrics.queued.fetch_sub(1, Ordering::Relaxed);
             }
-            _ => !job.pieces.is_closed(),
+            !(gone || late)
+        });
+        for one in &mut self.running {
+            one.late = now > one.deadline;
+            if one.late || one.pieces.is_closed() {
+                self.batch.stop(one.id);
+            }
+        }
+    }
+
+    /// The waiting request whose turn it is: the oldest of the callers that have the fewest running.
+    fn turn(&self) -> Option<usize> {
+        let busy = |caller| self.running.iter().filter(|r| r.caller == caller).count();
+        (0..self.waiting.len()).min_by_key(|&i| (busy(self.waiting[i].caller), i))
+    }
+
+    /// Begins what waits, as far as there is room.
+    fn admit(&mut self) {
+        while let Some(turn) = self.turn() {
+            let Some(job) = self.waiting.get(turn) else { return };
+            let (texts, bytes) = (job.request.choices, bytes_needed(self.session, &job.request));
+            let used: usize = self.running.iter().map(|r| r.bytes).sum();
+            let grown: usize = self.running.iter().map(|r| r.texts).sum();
+            let fits = used.saturating_add(bytes) <= self.limits.bytes
+                && grown.saturating_add(texts) <= self.limits.texts;
+            if !fits && !self.running.is_empty() {
+                return;
+            }
+            let Some(job) = self.waiting.remove(turn) else { return };
+            self.metrics.queued.fetch_sub(1, Ordering::Relaxed);
+            self.prefixes.shrink(self.limits.bytes.saturating_sub(used.saturating_add(bytes)));
+            self.begin(job, texts, bytes);
+        }
+    }
+
+    /// A sequence that holds as much as possible of a prompt, of this caller's rows.
+    fn sequence(
+        &mut self,
+        caller: usize,
+        prompt: &[u32],
+    ) -> Result<Sequence, tessera_runtime::Error> {
+        let own = |id: u64| {
+            let mine = self.running.iter().find(|r| r.id == id && r.caller == caller);
+            mine.map(|r| r.prompt)
         };
-        // An answer that is whole is not late any more.
-        let ended = matches!(event, Event::Finished { .. });
-        late |= !ended && Instant::now() > job.deadline;
-        if sent && !late { Control::Continue } else { Control::Stop }
-    };
-    let outcome =
-        session.generate_in(sequence, &job.request, &mut listener, &AtomicBool::new(false));
-    match outcome {
-        Ok(outcome) => {
-            metrics.done(&outcome.stats, late, job.pieces.is_closed());
-            match late {
-                true => Piece::Late,
-                false => Piece::Done(Box::new(outcome)),
+        let at_work = self.batch.sequences().filter_map(|(id, s)| Some((s, own(id)?)));
+        match self.prefixes.take(caller, prompt, at_work)? {
+            Some(sequence) => Ok(sequence),
+            None => self.session.sequence(),
+        }
+    }
+
+    fn begin(&mut self, job: Job, texts: usize, bytes: usize) {
+        let Job { request, caller, pieces, deadline } = job;
+        let begun = self.session.ready(request).and_then(|request| {
+            let takes = self.batch.takes(&request)?;
+            let sequence = self.sequence(caller, &request.prompt)?;
+            Ok((request, takes, sequence))
+        });
+        let (request, takes, sequence) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return self.fail(&pieces, error),
+        };
+        if !takes {
+            return self.alone(request, sequence, caller, &pieces, deadline);
+        }
+        let id = self.next;
+        self.next += 1;
+        let fresh = Rc::new(RefCell::new(Vec::new()));
+        let prompt = request.prompt.len();
+        let to = Rc::clone(&fresh);
+        let listener = move |event: Event<'_>| {
+            note(&mut to.borrow_mut(), event, How::Drawn);
+            Control::Continue
+        };
+        match self.batch.add(id, sequence, request, Box::new(listener)) {
+            Ok(()) => {
+                let late = false;
+                self.running.push(Running {
+                    id,
+                    caller,
+                    pieces,
+                    deadline,
+                    prompt,
+                    texts,
+                    bytes,
+                    fresh,
+                    late,
+                });
+                self.metrics.running.store(self.running.len() as u64, Ordering::Relaxed);
+            }
+            Err(refused) => {
+                let (sequence, error) = *refused;
+                self.prefixes.keep(caller, sequence);
+                self.fail(&pieces, error.into());
             }
         }
-        Err(error) => {
-            metrics.failed.fetch_add(1, Ordering::Relaxed);
-            // What is wrong with a request is told to whoever sent it, and may quote it.
-            if Fault::of(&error).status.is_server_error() {
-                let _ = writeln!(std::io::stderr(), "a request failed: {error}");
-            }
-            Piece::Failed(error)
+    }
+
+    /// One pass; what it made is sent, and what has ended is told.
+    fn step(&mut self) {
+        if self.batch.is_empty() {
+            return;
         }
+        let ended = self.batch.step();
+        for one in &self.running {
+            for piece in one.fresh.borrow_mut().drain(..) {
+                // Whoever asked may be gone: the next round sees it.
+                let _ = one.pieces.send(piece);
+            }
+        }
+        for Ended { id, sequence, outcome } in ended {
+            let Some(place) = self.running.iter().position(|r| r.id == id) else { continue };
+            let one = self.running.swap_remove(place);
+            for piece in one.fresh.borrow_mut().drain(..) {
+                let _ = one.pieces.send(piece);
+            }
+            self.conclude(&one.pieces, outcome.map_err(Into::into), one.late);
+            self.prefixes.keep(one.caller, sequence);
+        }
+        self.metrics.running.store(self.running.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Runs a request that no batch takes, on its own.
+    fn alone(
+        &mut self,
+        request: Request,
+        mut sequence: Sequence,
+        caller: usize,
+        pieces: &UnboundedSender<Piece>,
+        deadline: Instant,
+    ) {
+        self.metrics.running.store(self.running.len() as u64 + 1, Ordering::Relaxed);
+        let how = if self.session.filling().is_some() { How::Filled } else { How::Drawn };
+        let late = Cell::new(false);
+        let mut fresh = Vec::new();
+        let mut listener = |event: Event<'_>| {
+            // An answer that is whole is not late any more.
+            let ended = matches!(event, Event::Finished { .. });
+            note(&mut fresh, event, how);
+            let sent = fresh.drain(..).all(|piece| pieces.send(piece).is_ok());
+            late.set(late.get() || !ended && Instant::now() > deadline);
+            match sent && !pieces.is_closed() && !late.get() {
+                true => Control::Continue,
+                false => Control::Stop,
+            }
+        };
+        let never = AtomicBool::new(false);
+        let outcome = self.session.generate_in(&mut sequence, &request, &mut listener, &never);
+        self.conclude(pieces, outcome, late.get());
+        self.prefixes.keep(caller, sequence);
+        self.metrics.running.store(self.running.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Tells whoever asked what came of it.
+    fn conclude(
+        &self,
+        pieces: &UnboundedSender<Piece>,
+        outcome: Result<Outcome, tessera_runtime::Error>,
+        late: bool,
+    ) {
+        match outcome {
+            Ok(outcome) => {
+                let cancelled =
+                    |c: &tessera_runtime::Completion| matches!(c.reason, FinishReason::Cancelled);
+                let late = late && outcome.choices.iter().any(cancelled);
+                self.metrics.done(&outcome.stats, late, pieces.is_closed());
+                let last = if late { Piece::Late } else { Piece::Done(Box::new(outcome)) };
+                // Whoever asked may be gone.
+                let _ = pieces.send(last);
+            }
+            Err(error) => self.fail(pieces, error),
+        }
+    }
+
+    fn fail(&self, pieces: &UnboundedSender<Piece>, error: tessera_runtime::Error) {
+        self.metrics.failed.fetch_add(1, Ordering::Relaxed);
+        // What is wrong with a request is told to whoever sent it, and may quote it.
+        if Fault::of(&error).status.is_server_error() {
+            let _ = writeln!(std::io::stderr(), "a request failed: {error}");
+        }
+        let _ = pieces.send(Piece::Failed(error));
+    }
+}
+
+/// Adds what an event means to the pieces of this step. Of the texts that a step made for a choice the
+/// first were guesses if the model judged some: that is told after them.
+fn note(pieces: &mut Vec<Piece>, event: Event<'_>, made: How) {
+    match event {
+        Event::Committed { choice, tokens, text } if !tokens.is_empty() || !text.is_empty() => {
+            let (text, tokens) = (text.to_owned(), tokens.len());
+            pieces.push(Piece::Text { choice, text, tokens, how: made });
+        }
+        Event::Judged { choice, accepted, .. } => {
+            let mut left = accepted;
+            for piece in pieces {
+                match piece {
+                    Piece::Text { choice: own, how, tokens, .. } if *own == choice && left > 0 => {
+                        *how = How::Guessed;
+                        left = left.saturating_sub(*tokens);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Event::Denoised { choice, step, positions, tokens, remasked, length, .. } => {
+            let filled = positions.iter().copied().zip(tokens.iter().copied()).collect();
+            let (step, masked) = (Some(step), remasked.to_vec());
+            pieces.push(Piece::Canvas(Canvas { choice, step, filled, masked, length }));
+        }
+        Event::Primed { choice, positions, tokens, length } => {
+            let filled = positions.iter().copied().zip(tokens.iter().copied()).collect();
+            let (step, masked) = (None, Vec::new());
+            pieces.push(Piece::Canvas(Canvas { choice, step, filled, masked, length }));
+        }
+        Event::Finished { choice, reason } => pieces.push(Piece::Ended { choice, reason }),
+        _ => {}
     }
 }

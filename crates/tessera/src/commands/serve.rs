@@ -46,6 +46,12 @@ pub(crate) struct Arguments {
     /// Requests that may wait; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_queue: usize,
+    /// Texts that grow at the same time; requests beyond wait.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_running: usize,
+    /// Most MiB of all caches; requests that could need more wait.
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    max_cache: usize,
     /// Longest time of a request in seconds, waiting included.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     max_seconds: u64,
@@ -77,6 +83,8 @@ impl Arguments {
             methods: (!allow.is_empty()).then_some(allow),
             recipe,
             queue: self.max_queue,
+            texts: self.max_running,
+            cache_bytes: self.max_cache.saturating_mul(1 << 20),
             longest: Duration::from_secs(self.max_seconds),
             most_tokens: self.max_tokens,
             most_choices: self.max_choices,
