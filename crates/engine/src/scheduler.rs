@@ -84,12 +84,13 @@ pub struct Batch<'m> {
     shape: Shape,
     slots: Vec<Slot<'m>>,
     space: Space,
+    passes: usize,
 }
 
 impl<'m> Batch<'m> {
     /// A batch of none.
     pub fn new(model: Model<'m>, shape: Shape) -> Self {
-        Self { model, shape, slots: Vec::new(), space: Space::default() }
+        Self { model, shape, slots: Vec::new(), space: Space::default(), passes: 0 }
     }
 
     /// Whether a request of this kind can be added.
@@ -110,6 +111,11 @@ impl<'m> Batch<'m> {
     /// Whether there is none in it.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Passes made so far, each counted once however many requests shared it.
+    pub fn passes(&self) -> usize {
+        self.passes
     }
 
     /// The sequences at work, with the numbers of their requests.
@@ -157,6 +163,7 @@ impl<'m> Batch<'m> {
             .zip(pieces)
             .filter(|(_, piece)| *piece != Some(0))
             .partition(|(slot, _)| slot.writing.shares());
+        self.passes += usize::from(!shared.is_empty()) + apart.len();
         pass(self.model, shared, &mut self.space);
         for alone in apart {
             pass(self.model, vec![alone], &mut self.space);

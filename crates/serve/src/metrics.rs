@@ -27,7 +27,8 @@ pub(crate) struct Metrics {
     drawn_tokens: AtomicU64,
     drafted_tokens: AtomicU64,
     accepted_tokens: AtomicU64,
-    passes: AtomicU64,
+    /// Passes of the model, each counted once however many requests shared it.
+    pub(crate) passes: AtomicU64,
     /// Microseconds.
     prefill: AtomicU64,
     decode: AtomicU64,
@@ -54,7 +55,6 @@ impl Metrics {
             (&self.drawn_tokens, stats.drawn_tokens as u64),
             (&self.drafted_tokens, stats.drafted_tokens as u64),
             (&self.accepted_tokens, stats.accepted_tokens as u64),
-            (&self.passes, stats.passes as u64),
             (&self.prefill, micros(stats.prefill_seconds)),
             (&self.decode, micros(stats.decode_seconds)),
         ] {
@@ -128,7 +128,12 @@ impl Metrics {
                 "guesses that became text",
                 get(&self.accepted_tokens),
             ),
-            ("tessera_passes_total", "counter", "forward passes", get(&self.passes)),
+            (
+                "tessera_passes_total",
+                "counter",
+                "forward passes, shared ones once",
+                get(&self.passes),
+            ),
             (
                 "tessera_prefill_seconds_total",
                 "counter",

@@ -290,7 +290,10 @@ impl<'s> Worker<'s> {
         if self.batch.is_empty() {
             return;
         }
+        let before = self.batch.passes();
         let ended = self.batch.step();
+        let passes = (self.batch.passes() - before) as u64;
+        self.metrics.passes.fetch_add(passes, Ordering::Relaxed);
         for one in &self.running {
             for piece in one.fresh.borrow_mut().drain(..) {
                 // Whoever asked may be gone: the next round sees it.
@@ -335,6 +338,9 @@ impl<'s> Worker<'s> {
         };
         let never = AtomicBool::new(false);
         let outcome = self.session.generate_in(&mut sequence, &request, &mut listener, &never);
+        if let Ok(outcome) = &outcome {
+            self.metrics.passes.fetch_add(outcome.stats.passes as u64, Ordering::Relaxed);
+        }
         self.conclude(pieces, outcome, late.get());
         self.prefixes.keep(caller, sequence);
         self.metrics.running.store(self.running.len() as u64, Ordering::Relaxed);

@@ -1,60 +1,20 @@
 //! The server over a toy model, asked over HTTP without a socket.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a failed step of a test is a failed test")]
 
+mod common;
+
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use common::{CHAT, COMPLETION, ask, events, plain, post, served, session, text, toy};
 use serde_json::{Value, json};
-use tessera_model::toy::{self, Flavour};
-use tessera_runtime::{Control, Options, Prompt, Session};
+use tessera_model::toy;
+use tessera_runtime::{Control, Prompt};
 use tessera_serve::{App, Config, router, serve};
 use tower::ServiceExt;
-
-fn session(bytes: Vec<u8>) -> Session {
-    let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("toy.gguf");
-    std::fs::write(&path, bytes).unwrap();
-    let options = Options { threads: 1, offline: true, ..Options::default() };
-    Session::load("toy", &path, &options, &|_| ()).unwrap()
-}
-
-fn toy() -> Session {
-    session(toy::gguf(Flavour::Llama, 5))
-}
-
-/// A server whose model is loaded.
-async fn served(config: Config, load: fn() -> Session) -> Router {
-    let (app, loading) = App::begin(config, move || Ok::<_, ()>(load()));
-    assert!(loading.failure().await.is_none());
-    router(app)
-}
-
-async fn plain() -> Router {
-    served(Config::default(), toy).await
-}
-
-fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
-    let request = Request::post(path).header(header::HOST, "localhost:8080");
-    request.header(header::CONTENT_TYPE, "application/json").body(body.into()).unwrap()
-}
-
-async fn text(server: &Router, request: Request<Body>) -> (StatusCode, String) {
-    let response = server.clone().oneshot(request).await.unwrap();
-    let status = response.status();
-    let bytes = to_bytes(response.into_body(), 1 << 24).await.unwrap();
-    (status, String::from_utf8(bytes.to_vec()).unwrap())
-}
-
-async fn ask(server: &Router, path: &str, body: Value) -> (StatusCode, Value) {
-    let (status, text) = text(server, post(path, body.to_string())).await;
-    (status, serde_json::from_str(&text).unwrap_or(Value::Null))
-}
-
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETION: &str = "/v1/completions";
 
 fn hello() -> Value {
     json!([{ "role": "user", "content": "Hello" }])
@@ -73,11 +33,6 @@ async fn a_chat_is_answered_and_its_seed_repeats_it() {
     let (_, again) = ask(&server, CHAT, body).await;
     assert_eq!(first["choices"], again["choices"]);
     assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 0);
-}
-
-/// The data of a stream's events.
-fn events(text: &str) -> Vec<String> {
-    text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
 }
 
 #[tokio::test]
