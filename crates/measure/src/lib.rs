@@ -20,6 +20,7 @@
 //! | [`floor`] | how fast memory is read |
 //! | [`machine`] | the hardware line of every record |
 //! | [`tune`], [`tuned`] | the fastest recipe that keeps a promise, and the file it is kept in |
+//! | [`usual`] | a check with its usual setting, as one call |
 //! | [`statistics`] | medians and intervals |
 
 pub mod bound;
@@ -45,6 +46,7 @@ pub mod table;
 pub mod trial;
 pub mod tune;
 pub mod tuned;
+pub mod usual;
 pub mod verdict;
 pub mod verify;
 pub mod workload;

@@ -9,7 +9,8 @@ use crate::retention::{Point, Retention};
 use crate::statistics::Interval;
 use crate::verdict::figure;
 
-const STYLE: &str = include_str!("report.css");
+/// How the page looks: also the style of [`one`].
+pub const STYLE: &str = include_str!("report.css");
 
 /// The page for `records`.
 pub fn html(records: &[Record]) -> String {
@@ -32,6 +33,13 @@ pub fn html(records: &[Record]) -> String {
     }
     let _ = writeln!(page, "</main>\n</body>\n</html>");
     page
+}
+
+/// One record as a section of a page that has [`STYLE`].
+pub fn one(record: &Record) -> String {
+    let mut text = String::new();
+    section(0, record, &mut text);
+    text
 }
 
 /// Text made safe for element content and attribute values.

@@ -109,7 +109,7 @@ pub(crate) fn alternatives(fields: &Generate) -> Result<Option<usize>, Fault> {
 }
 
 /// Whether requests may ask for the method with this slug.
-fn allowed(config: &Config, slug: &str) -> bool {
+pub(crate) fn allowed(config: &Config, slug: &str) -> bool {
     let part = find(METHODS, slug).is_ok_and(|e| matches!(e.kind, Kind::Policy | Kind::Loop));
     part && config.methods.as_ref().is_none_or(|all| all.iter().any(|own| own == slug))
 }

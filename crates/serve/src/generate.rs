@@ -246,16 +246,16 @@ async fn whole(
     let mut pieces = app.ask(request, caller.0, deadline)?;
     while let Some(piece) = pieces.recv().await {
         match piece {
-            Piece::Text { .. } | Piece::Canvas(_) | Piece::Ended { .. } => {}
             Piece::Done(outcome) => return Ok(*outcome),
             Piece::Late => return Err(late()),
             Piece::Failed(error) => return Err(Fault::of(&error)),
+            _ => {}
         }
     }
     Err(Fault::inside())
 }
 
-fn late() -> Fault {
+pub(crate) fn late() -> Fault {
     let what =
         "the request took longer than this server allows. Next: fewer tokens, or try again later";
     Fault::new(StatusCode::GATEWAY_TIMEOUT, "timeout", what)
@@ -322,7 +322,7 @@ fn stream(
     let model = session.info().name.clone();
     let with_usage = fields.stream_options.unwrap_or_default().include_usage;
     let (seed, choices, details) = (request.seed, request.choices, fields.details);
-    let shown = Arc::clone(session);
+    let (shown, before) = (Arc::clone(session), request.prompt.len());
     let pieces: UnboundedReceiver<Piece> = app.ask(request, caller.0, app.deadline())?;
     let chunk = move |choices: Value, more: Option<(&str, Value)>| {
         let mut chunk = json!({
@@ -360,9 +360,14 @@ fn stream(
         Piece::Text { text, .. } if text.is_empty() => Vec::new(),
         Piece::Text { choice, text, .. } => vec![chunk(part(choice, Some(&text), None), None)],
         Piece::Canvas(canvas) if details => {
-            vec![chunk(json!([]), Some(("tessera", json!({ "canvas": canvas.told(&shown) }))))]
+            vec![chunk(
+                json!([]),
+                Some(("tessera", json!({ "canvas": canvas.told(&shown, before) }))),
+            )]
         }
-        Piece::Canvas(_) => Vec::new(),
+        Piece::Canvas(_) | Piece::Checked { .. } | Piece::Record(_) | Piece::Unchecked(_) => {
+            Vec::new()
+        }
         Piece::Ended { choice, reason: why } => {
             vec![chunk(part(choice, None, Some(reason(why))), None)]
         }

@@ -64,7 +64,10 @@ fn caller(app: &App, request: &Request) -> Result<Caller, Fault> {
         let what = "Origin: pages of other sites may not ask here. Next: start the server with --name NAME";
         return Err(Fault::new(StatusCode::FORBIDDEN, "wrong_origin", what));
     }
-    let open = matches!(request.uri().path(), "/health" | "/ready");
+    // A browser cannot send a key when it opens a page; pages hold no more than the registry and the records.
+    let path = request.uri().path();
+    let open = matches!(path, "/health" | "/ready" | "/" | "/page.css" | "/page.js" | "/methods")
+        || path.starts_with("/methods/");
     if app.config().keys.is_empty() || open {
         return Ok(Caller(0));
     }

@@ -11,6 +11,7 @@
 //! | `generate` | chat and completions: whole answers and streams |
 //! | `scored` | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
 //! | `pages` | models, tokens, health, metrics, the OpenAPI file |
+//! | `page` | the pages for people, and checks run from them |
 //! | `guard` | hosts, origins, keys |
 //! | `worker` | the thread that runs the model: who is admitted, ended and told what |
 //! | `prefixes` | rows of prompts that were computed before, by caller |
@@ -21,6 +22,7 @@ mod fields;
 mod generate;
 mod guard;
 mod metrics;
+mod page;
 mod pages;
 mod prefixes;
 mod scored;
@@ -55,6 +57,8 @@ pub struct Config {
     pub methods: Option<Vec<String>>,
     /// Methods of requests that name none.
     pub recipe: tessera_runtime::Recipe,
+    /// Whether the page may run checks: a minute each, in which other requests wait.
+    pub checks: bool,
     /// Requests that may wait. More are refused with 429.
     pub queue: usize,
     /// Texts that grow at the same time; requests beyond wait.
@@ -81,6 +85,7 @@ impl Default for Config {
             names: Vec::new(),
             methods: None,
             recipe: tessera_runtime::Recipe::plain(),
+            checks: true,
             queue: 64,
             texts: 64,
             cache_bytes: 4 << 30,
@@ -159,6 +164,13 @@ pub fn router(app: App) -> Router {
         .route("/version", get(pages::version))
         .route("/metrics", get(pages::metrics))
         .route("/openapi.json", get(pages::openapi))
+        .route("/v1/methods", get(page::listed))
+        .route("/v1/methods/{slug}/check", post(page::check))
+        .route("/", get(page::chat))
+        .route("/methods", get(page::methods))
+        .route("/methods/{slug}", get(page::method))
+        .route("/page.css", get(page::style))
+        .route("/page.js", get(page::script))
         .fallback(pages::nowhere)
         .method_not_allowed_fallback(pages::not_so)
         .layer(from_fn_with_state(app.clone(), guard::check))

@@ -11,7 +11,10 @@ use tessera_runtime::{Request, Session};
 use crate::Config;
 use crate::fault::Fault;
 use crate::metrics::Metrics;
-use crate::worker::{self, Job, Limits, Piece};
+use crate::worker::{self, Job, Limits, Piece, Work};
+
+/// What comes of something that was queued.
+pub(crate) type Pieces = tokio::sync::mpsc::UnboundedReceiver<Piece>;
 
 /// Shared by every handler; cheap to clone.
 #[derive(Clone)]
@@ -139,11 +142,8 @@ impl App {
         request: Request,
         caller: usize,
         deadline: Instant,
-    ) -> Result<tokio::sync::mpsc::UnboundedReceiver<Piece>, Fault> {
-        if self.inner.draining.load(Ordering::Relaxed) {
-            let message = "the server is shutting down. Next: try again later";
-            return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message));
-        }
+    ) -> Result<Pieces, Fault> {
+        self.is_open()?;
         if request.choices > self.config().texts {
             let what = format!("n: at most {} on this server", self.config().texts);
             return Err(Fault::field("n", what));
@@ -157,8 +157,29 @@ impl App {
             );
             return Err(Fault::field("max_tokens", what));
         }
+        self.queue(Work::Text(Box::new(request)), caller, deadline)
+    }
+
+    /// Queues a quick check of a method. It waits until nothing else runs, and others wait for it.
+    ///
+    /// # Errors
+    /// As [`App::ask`].
+    pub(crate) fn check(&self, method: String, caller: usize) -> Result<Pieces, Fault> {
+        self.is_open()?;
+        self.queue(Work::Check(method), caller, self.deadline())
+    }
+
+    fn is_open(&self) -> Result<(), Fault> {
+        if self.inner.draining.load(Ordering::Relaxed) {
+            let message = "the server is shutting down. Next: try again later";
+            return Err(Fault::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message));
+        }
+        Ok(())
+    }
+
+    fn queue(&self, work: Work, caller: usize, deadline: Instant) -> Result<Pieces, Fault> {
         let (pieces, receive) = tokio::sync::mpsc::unbounded_channel();
-        let job = Job { request, caller, pieces, deadline };
+        let job = Job { work, caller, pieces, deadline };
         // Counted before the worker can count it off.
         let queued = &self.metrics().queued;
         if queued.fetch_add(1, Ordering::Relaxed) >= self.config().queue as u64 {

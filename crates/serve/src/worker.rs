@@ -13,6 +13,8 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use tessera_measure::record::Record;
+use tessera_measure::usual::{self, Amount};
 use tessera_runtime::{
     Batch, Control, Ended, Event, FinishReason, Outcome, Request, Sequence, Session, Shape,
 };
@@ -22,9 +24,17 @@ use crate::fault::Fault;
 use crate::metrics::Metrics;
 use crate::prefixes::Prefixes;
 
-/// A request on its way to the model.
+/// What is asked of the model.
+pub(crate) enum Work {
+    /// Text.
+    Text(Box<Request>),
+    /// The record of a method, measured while nothing else runs.
+    Check(String),
+}
+
+/// Something on its way to the model.
 pub(crate) struct Job {
-    pub(crate) request: Request,
+    pub(crate) work: Work,
     /// Which key it came with.
     pub(crate) caller: usize,
     pub(crate) pieces: UnboundedSender<Piece>,
@@ -68,14 +78,16 @@ pub(crate) struct Canvas {
 }
 
 impl Canvas {
-    /// As a stream tells it: positions count from the prompt's first token.
-    pub(crate) fn told(&self, session: &Session) -> Value {
+    /// As a stream tells it: places count from the answer's first token, `prompt` tokens into the canvas.
+    pub(crate) fn told(&self, session: &Session, prompt: usize) -> Value {
+        let place = |at: u32| (at as usize).saturating_sub(prompt);
         let spelt = |token| String::from_utf8_lossy(session.vocabulary().bytes(token)).into_owned();
         let filled: Vec<Value> =
-            self.filled.iter().map(|&(at, token)| json!([at, spelt(token)])).collect();
+            self.filled.iter().map(|&(at, token)| json!([place(at), spelt(token)])).collect();
+        let masked: Vec<usize> = self.masked.iter().map(|&at| place(at)).collect();
         json!({
-            "index": self.choice, "step": self.step, "filled": filled, "masked": self.masked,
-            "length": self.length,
+            "index": self.choice, "step": self.step, "filled": filled, "masked": masked,
+            "length": self.length.saturating_sub(prompt),
         })
     }
 }
@@ -91,10 +103,16 @@ pub(crate) enum Piece {
     Ended { choice: usize, reason: FinishReason },
     /// All of it.
     Done(Box<Outcome>),
+    /// So many of so many runs of a check are done.
+    Checked { done: usize, of: usize },
+    /// What a check found.
+    Record(Box<Record>),
     /// It took longer than a request may.
     Late,
     /// It failed.
     Failed(tessera_runtime::Error),
+    /// A check could not be made.
+    Unchecked(tessera_measure::Error),
 }
 
 /// What the worker may use.
@@ -206,7 +224,15 @@ impl<'s> Worker<'s> {
     fn admit(&mut self) {
         while let Some(turn) = self.turn() {
             let Some(job) = self.waiting.get(turn) else { return };
-            let (texts, bytes) = (job.request.choices, bytes_needed(self.session, &job.request));
+            let Work::Text(request) = &job.work else {
+                // It waits for the others, and those behind it for it.
+                if self.running.is_empty() {
+                    self.check(turn);
+                    continue;
+                }
+                return;
+            };
+            let (texts, bytes) = (request.choices, bytes_needed(self.session, request));
             let used: usize = self.running.iter().map(|r| r.bytes).sum();
             let grown: usize = self.running.iter().map(|r| r.texts).sum();
             let fits = used.saturating_add(bytes) <= self.limits.bytes
@@ -219,6 +245,29 @@ impl<'s> Worker<'s> {
             self.prefixes.shrink(self.limits.bytes.saturating_sub(used.saturating_add(bytes)));
             self.begin(job, texts, bytes);
         }
+    }
+
+    /// Measures a method.
+    fn check(&mut self, turn: usize) {
+        let Some(Job { work: Work::Check(method), pieces, .. }) = self.waiting.remove(turn) else {
+            return;
+        };
+        self.metrics.queued.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.running.store(1, Ordering::Relaxed);
+        let cancel = AtomicBool::new(false);
+        let mut hear = |done, of| {
+            // Whoever asked may be gone: then nobody needs it any more.
+            let sent = pieces.send(Piece::Checked { done, of }).is_ok();
+            cancel.store(!sent, Ordering::Relaxed);
+        };
+        let version = concat!("tessera ", env!("CARGO_PKG_VERSION"));
+        let amount = Amount::quick();
+        let found = usual::check(self.session, &method, &amount, version, &cancel, &mut hear);
+        let _ = pieces.send(match found {
+            Ok(record) => Piece::Record(Box::new(record)),
+            Err(error) => Piece::Unchecked(error),
+        });
+        self.metrics.running.store(0, Ordering::Relaxed);
     }
 
     /// A sequence that holds as much as possible of a prompt, of this caller's rows.
@@ -239,8 +288,9 @@ impl<'s> Worker<'s> {
     }
 
     fn begin(&mut self, job: Job, texts: usize, bytes: usize) {
-        let Job { request, caller, pieces, deadline } = job;
-        let begun = self.session.ready(request).and_then(|request| {
+        let Job { work, caller, pieces, deadline } = job;
+        let Work::Text(request) = work else { return };
+        let begun = self.session.ready(*request).and_then(|request| {
             let takes = self.batch.takes(&request)?;
             let sequence = self.sequence(caller, &request.prompt)?;
             Ok((request, takes, sequence))

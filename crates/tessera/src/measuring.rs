@@ -7,6 +7,7 @@ use tessera_core::entry::{MethodCall, MethodEntry, find};
 use tessera_engine::Model;
 use tessera_measure::check::Task;
 use tessera_measure::record::ModelLine;
+use tessera_measure::usual::model_line;
 use tessera_measure::workload::{Item, Workload};
 use tessera_runtime::{METHODS, Session};
 
@@ -95,23 +96,14 @@ impl Loaded {
     }
 }
 
-/// A model's line in a record: never its path.
+/// A model's line in a record.
 pub(crate) fn line(session: &Session) -> ModelLine {
-    line_of(session, &session.info().name)
+    model_line(session, &session.info().name)
 }
 
 /// The draft model's line, if there is one; it runs on the threads of the other.
 pub(crate) fn draft_line(session: &Session) -> Option<ModelLine> {
-    session.info().draft_model.as_ref().map(|name| line_of(session, name))
-}
-
-fn line_of(session: &Session, name: &str) -> ModelLine {
-    let info = session.info();
-    let name = match name.starts_with(['.', '/', '~']) || name.ends_with(".gguf") {
-        true => file_name(name),
-        false => name.to_owned(),
-    };
-    ModelLine { name, detail: info.detail.clone(), threads: info.threads }
+    session.info().draft_model.as_ref().map(|name| model_line(session, name))
 }
 
 /// The last part of a path.

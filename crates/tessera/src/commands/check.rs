@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use tessera_core::dist::Sampling;
 use tessera_measure::check::{Plan, Setting, measure};
 use tessera_measure::lineup::{Lineup, fills_masks, suits};
+use tessera_measure::usual::forgets;
 use tessera_measure::{curve, record, table, trial};
 use tessera_runtime::METHODS;
 
-use super::check_long::{LongFlags, forgets};
+use super::check_long::LongFlags;
 use super::result;
 use crate::Globals;
 use crate::failure::BadUsage;

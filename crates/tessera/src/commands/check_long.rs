@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tessera_core::entry::{MethodCall, MethodEntry, Role, Site};
+use tessera_core::entry::{MethodCall, MethodEntry};
 use tessera_measure::check::{Plan, Setting, Task};
 use tessera_measure::lineup::Lineup;
 use tessera_measure::longtext::{TASKS, generate};
@@ -41,12 +41,6 @@ pub(crate) struct LongFlags {
     /// methods with a budget: 1/32, 1/16 and 1/4 of the length).
     #[arg(long, value_name = "SETTING=VALUES")]
     sweep: Option<String>,
-}
-
-/// Whether a method is checked by what it still knows of long texts.
-pub(crate) fn forgets(entry: &MethodEntry) -> bool {
-    let site = |s: Site| matches!(s, Site::Prefill | Site::AfterPrefill | Site::Decode);
-    entry.places.iter().any(|p| p.role == Role::Reduce && (site(p.site) || p.site == Site::Whole))
 }
 
 impl LongFlags {

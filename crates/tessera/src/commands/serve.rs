@@ -46,6 +46,9 @@ pub(crate) struct Arguments {
     /// Requests that may wait; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_queue: usize,
+    /// Do not run checks from the page: each takes a minute, in which other requests wait.
+    #[arg(long)]
+    no_checks: bool,
     /// Texts that grow at the same time; requests beyond wait.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_running: usize,
@@ -82,6 +85,7 @@ impl Arguments {
             names: self.name.clone(),
             methods: (!allow.is_empty()).then_some(allow),
             recipe,
+            checks: !self.no_checks,
             queue: self.max_queue,
             texts: self.max_running,
             cache_bytes: self.max_cache.saturating_mul(1 << 20),
