@@ -260,6 +260,11 @@ impl ChatTemplate {
         Ok(out)
     }
 
+    /// Whether the template tells the model of tools.
+    pub fn knows_tools(&self) -> bool {
+        self.source.contains("tools")
+    }
+
     /// Runs the marked source. Private characters in the result stand for control tokens.
     fn rendered(&self, chat: &Chat) -> Result<(String, Sentinels), ChatError> {
         let failed = |what: String| ChatError::Failed { model: self.model.clone(), what };

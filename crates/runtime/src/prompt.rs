@@ -13,6 +13,8 @@ pub enum Prompt<'a> {
     Raw(&'a str),
     /// A conversation; the model's answer follows its last message.
     Chat(&'a [Message]),
+    /// A conversation with all that a template may be given: tools, variables.
+    Whole(&'a Chat),
 }
 
 /// The tokenizer of a model and, if it has one, its chat template.
@@ -53,6 +55,9 @@ pub(crate) fn tokens(
         (Prompt::Chat(messages), Some(template)) => {
             Ok(template.encode(tokenizer, &Chat::answer_to(messages.to_vec()))?)
         }
-        (Prompt::Chat(_), None) => Err(ChatError::NoTemplate { model: model.to_owned() }.into()),
+        (Prompt::Whole(chat), Some(template)) => Ok(template.encode(tokenizer, chat)?),
+        (Prompt::Chat(_) | Prompt::Whole(_), None) => {
+            Err(ChatError::NoTemplate { model: model.to_owned() }.into())
+        }
     }
 }

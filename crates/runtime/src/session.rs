@@ -210,6 +210,11 @@ impl Session {
         &self.tokenizer
     }
 
+    /// Whether the chat template tells the model of tools ([`Prompt::Whole`]).
+    pub fn knows_tools(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::knows_tools)
+    }
+
     /// What methods can count on, before a run.
     pub fn offer(&self) -> Offer {
         Needs {

@@ -3,11 +3,14 @@
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 use tessera_core::entry::{Kind, find};
-use tessera_runtime::{METHODS, Message, MethodCall, Prompt, Recipe, Request, Sampling, Session};
+use tessera_runtime::{
+    Chat, METHODS, Message, MethodCall, Prompt, Recipe, Request, Sampling, Session,
+};
 
 use crate::Config;
 use crate::fault::Fault;
 use crate::fields::{Generate, Logprobs, ResponseFormat, Stops};
+use crate::tools::Tools;
 
 /// Most texts that end an answer, and most bytes of each.
 const STOPS: (usize, usize) = (16, 256);
@@ -34,6 +37,7 @@ pub(crate) fn named(session: &Session, model: Option<&str>) -> Result<(), Fault>
 pub(crate) fn conversation(
     session: &Session,
     messages: &[Map<String, Value>],
+    tools: Option<&Tools>,
 ) -> Result<Vec<u32>, Fault> {
     if messages.is_empty() {
         return Err(Fault::field("messages", "messages: is empty; say something"));
@@ -41,15 +45,17 @@ pub(crate) fn conversation(
     let wrong = |i: usize, what: &str| Fault::field("messages", format!("messages[{i}]: {what}"));
     let mut talk = Vec::with_capacity(messages.len());
     for (i, message) in messages.iter().enumerate() {
-        if let Some(name) =
-            message.keys().find(|k| !["role", "content", "name"].contains(&k.as_str()))
-        {
+        let known = ["role", "content", "name", "tool_calls", "tool_call_id"];
+        if let Some(name) = message.keys().find(|k| !known.contains(&k.as_str())) {
             let shown: String = name.chars().take(64).collect();
-            return Err(wrong(i, &format!("{shown} is not supported; role, content and name are")));
+            let what = format!("{shown} is not supported; {} are", known.join(", "));
+            return Err(wrong(i, &what));
         }
         let role = match message.get("role").and_then(Value::as_str) {
-            Some(role @ ("system" | "developer" | "user" | "assistant")) => role,
-            Some(_) => return Err(wrong(i, "role must be system, developer, user or assistant")),
+            Some(role @ ("system" | "developer" | "user" | "assistant" | "tool")) => role,
+            Some(_) => {
+                return Err(wrong(i, "role must be system, developer, user, assistant or tool"));
+            }
             None => return Err(wrong(i, "has no role")),
         };
         let content = match message.get("content") {
@@ -63,11 +69,41 @@ pub(crate) fn conversation(
                     _ => Err(wrong(i, "content has a part that is no text; this model reads text")),
                 })
                 .collect::<Result<String, Fault>>()?,
+            None | Some(Value::Null) if message.contains_key("tool_calls") => String::new(),
             _ => return Err(wrong(i, "has no content")),
         };
-        talk.push(Message::new(if role == "developer" { "system" } else { role }, &content));
+        let mut said = Message::new(if role == "developer" { "system" } else { role }, &content);
+        match message.get("tool_calls") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(calls)) if role == "assistant" => {
+                said.tool_calls = Some(Value::Array(calls.iter().map(unpacked).collect()));
+            }
+            Some(_) => return Err(wrong(i, "tool_calls is a list, of the assistant")),
+        }
+        said.tool_call_id = message.get("tool_call_id").and_then(Value::as_str).map(str::to_owned);
+        talk.push(said);
     }
-    Ok(session.tokens(&Prompt::Chat(&talk))?)
+    let told = talk.iter().any(|m| m.role == "tool" || m.tool_calls.is_some());
+    match tools {
+        None if !told => Ok(session.tokens(&Prompt::Chat(&talk))?),
+        Some(tools) if !session.knows_tools() => {
+            Ok(session.tokens(&Prompt::Chat(&tools.explained(&talk)))?)
+        }
+        tools => {
+            let tools = tools.map_or_else(Vec::new, |tools| tools.shown.clone());
+            Ok(session.tokens(&Prompt::Whole(&Chat { tools, ..Chat::answer_to(talk) }))?)
+        }
+    }
+}
+
+/// A call with its arguments as JSON instead of a text that holds it, as templates print them.
+fn unpacked(call: &Value) -> Value {
+    let mut call = call.clone();
+    let held = call["function"]["arguments"].as_str();
+    if let Some(arguments) = held.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+        call["function"]["arguments"] = arguments;
+    }
+    call
 }
 
 /// Checks tokens that a request brings.
@@ -115,7 +151,7 @@ pub(crate) fn allowed(config: &Config, slug: &str) -> bool {
 }
 
 /// The recipe of a request: its own methods or the server's, and its constraint.
-fn recipe(config: &Config, fields: &Generate) -> Result<Recipe, Fault> {
+fn recipe(config: &Config, fields: &Generate, tools: Option<&Tools>) -> Result<Recipe, Fault> {
     let mut calls = Vec::new();
     for given in fields.methods.iter().flatten() {
         let mut settings = given.clone();
@@ -139,6 +175,7 @@ fn recipe(config: &Config, fields: &Generate) -> Result<Recipe, Fault> {
     };
     let rules = [
         ("response_format", "json-schema", "schema", format),
+        ("tool_choice", "json-schema", "schema", tools.and_then(Tools::schema)),
         ("grammar", "grammar", "lark", fields.grammar.clone().map(Value::from)),
         ("regex", "regex", "pattern", fields.regex.clone().map(Value::from)),
     ];
@@ -179,13 +216,14 @@ pub(crate) fn request(
     fields: &Generate,
     prompt: Vec<u32>,
     default_tokens: usize,
+    tools: Option<&Tools>,
 ) -> Result<Request, Fault> {
     if fields.store == Some(true) {
         return Err(Fault::field("store", "store: nothing is stored here; leave it out"));
     }
     let mut request = Request::new(prompt);
     request.context = Some(session.info().context);
-    request.recipe = recipe(config, fields)?;
+    request.recipe = recipe(config, fields, tools)?;
     let base = match request.recipe.is_constrained() {
         // A truncation could leave nothing that is allowed.
         true => Sampling::neutral(),

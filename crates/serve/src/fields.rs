@@ -62,6 +62,12 @@ pub struct Generate {
     pub grammar: Option<String>,
     /// A regular expression that the answer matches.
     pub regex: Option<String>,
+    /// Functions that the model may call (chats only).
+    pub tools: Option<Value>,
+    /// `none`, `auto`, `required`, or a function by name (chats only).
+    pub tool_choice: Option<Value>,
+    /// Taken and not used: an answer that was asked to call makes one call.
+    pub parallel_tool_calls: Option<bool>,
     /// Methods that take part: `[{"id": "cascade", "budget": 8}]`; `[]` for the plain run.
     pub methods: Option<Vec<Map<String, Value>>>,
     /// Taken and not used.
@@ -164,17 +170,8 @@ pub struct Detokenize {
 }
 
 /// Fields that other servers know and this one does not: said so, instead of called unknown.
-const ELSEWHERE: [&str; 9] = [
-    "tools",
-    "tool_choice",
-    "functions",
-    "function_call",
-    "logit_bias",
-    "best_of",
-    "suffix",
-    "parallel_tool_calls",
-    "service_tier",
-];
+const ELSEWHERE: [&str; 6] =
+    ["functions", "function_call", "logit_bias", "best_of", "suffix", "service_tier"];
 
 /// Reads a body.
 ///

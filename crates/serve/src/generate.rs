@@ -1,20 +1,15 @@
-//! Chats and completions: whole answers, and streams of server-sent events.
+//! Chats and completions: what both begin with, and whole answers.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
-use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tessera_runtime::{FinishReason, Outcome, Prompt, Request, Session};
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::asked::{alternatives, conversation, known_tokens, named, request};
 use crate::fault::Fault;
@@ -22,24 +17,24 @@ use crate::fields::{Generate, PromptText, read};
 use crate::guard::Caller;
 use crate::scored::{Scores, score};
 use crate::state::App;
+use crate::stream;
+use crate::tools::{Call, Tools};
 use crate::worker::Piece;
 
 /// Tokens of a completion that does not say how many, as OpenAI has it.
 const COMPLETION: usize = 16;
 /// Most prompts of one completion.
 const PROMPTS: usize = 64;
-/// Silence after which a stream says that it lives.
-const ALIVE: Duration = Duration::from_secs(15);
 
 /// Which of the two ways of asking a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+pub(crate) enum Way {
     Chat,
     Completion,
 }
 
 impl Way {
-    fn object(self, stream: bool) -> &'static str {
+    pub(crate) fn object(self, stream: bool) -> &'static str {
         match (self, stream) {
             (Self::Chat, false) => "chat.completion",
             (Self::Chat, true) => "chat.completion.chunk",
@@ -72,36 +67,46 @@ pub(crate) async fn chat(
     let Some(messages) = &fields.messages else {
         return Err(Fault::field("messages", "messages: is missing"));
     };
-    let prompt = conversation(session, messages)?;
+    let tools = Tools::read(fields.tools.as_ref(), fields.tool_choice.as_ref())?;
+    let prompt = conversation(session, messages, tools.as_ref())?;
     let most =
         app.config().most_tokens.min(session.info().context.saturating_sub(prompt.len()).max(1));
-    let request = request(session, app.config(), &fields, prompt, most)?;
+    let request = request(session, app.config(), &fields, prompt, most, tools.as_ref())?;
     let wanted = alternatives(&fields)?;
     if fields.details && !fields.stream {
         return Err(Fault::field("details", "details: are told in a stream. Next: stream = true"));
     }
     if fields.stream {
-        return stream(&app, caller, &fields, request, Way::Chat);
+        return stream::stream(&app, caller, &fields, request, Way::Chat, tools);
     }
     let seed = request.seed;
     let prompt = request.prompt.clone();
     let outcome = whole(&app, caller, request, app.deadline()).await?;
     let scores = scored(session, &prompt, &outcome, wanted).await?;
+    let (id, created) = app.stamp("chatcmpl");
     let choices: Vec<Value> = outcome
         .choices
         .iter()
         .zip(scores)
         .enumerate()
         .map(|(index, (choice, scores))| {
+            let (text, calls) = match &tools {
+                Some(tools) => tools.split(&choice.text),
+                None => (choice.text.clone(), Vec::new()),
+            };
+            let mut message = json!({ "role": "assistant", "content": text });
+            if !calls.is_empty() {
+                message["content"] = if text.is_empty() { Value::Null } else { json!(text) };
+                message["tool_calls"] = told(&calls, &id, index);
+            }
             json!({
                 "index": index,
-                "message": { "role": "assistant", "content": choice.text },
-                "finish_reason": reason(choice.reason),
+                "message": message,
+                "finish_reason": if calls.is_empty() { reason(choice.reason) } else { "tool_calls" },
                 "logprobs": scores.map(|scores| scores.of_chat(session)),
             })
         })
         .collect();
-    let (id, created) = app.stamp("chatcmpl");
     Ok(Json(json!({
         "id": id,
         "object": Way::Chat.object(false),
@@ -114,6 +119,12 @@ pub(crate) async fn chat(
     .into_response())
 }
 
+/// Calls in OpenAI's shape; their names are of this answer and choice alone.
+pub(crate) fn told(calls: &[Call], id: &str, choice: usize) -> Value {
+    let id = format!("{}_{choice}", id.trim_start_matches("chatcmpl-"));
+    calls.iter().enumerate().map(|(n, call)| call.told(&id, n)).collect()
+}
+
 /// POST /v1/completions.
 pub(crate) async fn completions(
     State(app): State<App>,
@@ -121,6 +132,9 @@ pub(crate) async fn completions(
     body: Bytes,
 ) -> Result<Response, Fault> {
     let (fields, session) = opened(&app, &body)?;
+    if fields.tools.is_some() || fields.tool_choice.is_some() {
+        return Err(Fault::field("tools", "tools: are for /v1/chat/completions"));
+    }
     if fields.messages.is_some() {
         return Err(Fault::field(
             "messages",
@@ -137,12 +151,12 @@ pub(crate) async fn completions(
     }
     let mut requests = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        requests.push(request(session, app.config(), &fields, prompt, COMPLETION)?);
+        requests.push(request(session, app.config(), &fields, prompt, COMPLETION, None)?);
     }
     if fields.stream
         && let Some(request) = requests.pop()
     {
-        return stream(&app, caller, &fields, request, Way::Completion);
+        return stream::stream(&app, caller, &fields, request, Way::Completion, None);
     }
     // One for all prompts.
     let deadline = app.deadline();
@@ -281,14 +295,14 @@ async fn scored(
 }
 
 /// Why an answer ended, in OpenAI's words.
-fn reason(reason: FinishReason) -> &'static str {
+pub(crate) fn reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop { .. } | FinishReason::End { .. } | FinishReason::Constraint => "stop",
         _ => "length",
     }
 }
 
-fn usage(outcomes: &[&Outcome]) -> Value {
+pub(crate) fn usage(outcomes: &[&Outcome]) -> Value {
     let prompt: usize = outcomes.iter().map(|o| o.stats.prompt_tokens).sum();
     let reused: usize = outcomes.iter().map(|o| o.stats.reused_tokens).sum();
     let made: usize = outcomes.iter().flat_map(|o| &o.choices).map(|c| c.tokens.len()).sum();
@@ -301,120 +315,10 @@ fn usage(outcomes: &[&Outcome]) -> Value {
 }
 
 /// What only this server says: the seed, the counts, and whether a constraint is met.
-fn about(outcome: &Outcome, seed: u64) -> Value {
+pub(crate) fn about(outcome: &Outcome, seed: u64) -> Value {
     json!({
         "seed": seed,
         "stats": outcome.stats,
         "complete": outcome.choices.iter().map(|c| c.complete).collect::<Vec<_>>(),
     })
-}
-
-/// The answer as server-sent events.
-fn stream(
-    app: &App,
-    caller: Caller,
-    fields: &Generate,
-    request: Request,
-    way: Way,
-) -> Result<Response, Fault> {
-    let session = app.session()?;
-    let (id, created) = app.stamp(if way == Way::Chat { "chatcmpl" } else { "cmpl" });
-    let model = session.info().name.clone();
-    let with_usage = fields.stream_options.unwrap_or_default().include_usage;
-    let (seed, choices, details) = (request.seed, request.choices, fields.details);
-    let (shown, before) = (Arc::clone(session), request.prompt.len());
-    let pieces: UnboundedReceiver<Piece> = app.ask(request, caller.0, app.deadline())?;
-    let chunk = move |choices: Value, more: Option<(&str, Value)>| {
-        let mut chunk = json!({
-            "id": id, "object": way.object(true), "created": created, "model": model, "choices": choices,
-        });
-        if with_usage {
-            chunk["usage"] = Value::Null;
-        }
-        if let Some((name, value)) = more {
-            chunk[name] = value;
-        }
-        Event::default().data(chunk.to_string())
-    };
-    let part = move |choice: usize, text: Option<&str>, reason: Option<&str>| match way {
-        Way::Chat => {
-            let delta = text.map_or_else(|| json!({}), |text| json!({ "content": text }));
-            json!([{ "index": choice, "delta": delta, "finish_reason": reason, "logprobs": null }])
-        }
-        Way::Completion => json!([{
-            "index": choice, "text": text.unwrap_or_default(), "finish_reason": reason, "logprobs": null,
-        }]),
-    };
-    let begins = chunk.clone();
-    let first: Vec<Event> = match way {
-        Way::Chat => (0..choices)
-            .map(|i| begins(json!([{ "index": i, "delta": { "role": "assistant", "content": "" }, "finish_reason": null }]), None))
-            .collect(),
-        Way::Completion => Vec::new(),
-    };
-    let rest = UnboundedReceiverStream::new(pieces).map(move |piece| match piece {
-        Piece::Text { choice, text, tokens, how } if details => {
-            let made = json!({ "tokens": tokens, "how": how.word() });
-            vec![chunk(part(choice, Some(&text), None), Some(("tessera", made)))]
-        }
-        Piece::Text { text, .. } if text.is_empty() => Vec::new(),
-        Piece::Text { choice, text, .. } => vec![chunk(part(choice, Some(&text), None), None)],
-        Piece::Canvas(canvas) if details => {
-            vec![chunk(
-                json!([]),
-                Some(("tessera", json!({ "canvas": canvas.told(&shown, before) }))),
-            )]
-        }
-        Piece::Canvas(_) | Piece::Checked { .. } | Piece::Record(_) | Piece::Unchecked(_) => {
-            Vec::new()
-        }
-        Piece::Ended { choice, reason: why } => {
-            vec![chunk(part(choice, None, Some(reason(why))), None)]
-        }
-        Piece::Done(outcome) => {
-            let mut last = vec![chunk(json!([]), Some(("tessera", about(&outcome, seed))))];
-            if with_usage {
-                last.push(chunk(json!([]), Some(("usage", usage(&[&outcome])))));
-            }
-            last.push(Event::default().data("[DONE]"));
-            last
-        }
-        Piece::Late => vec![Event::default().data(late().body().to_string())],
-        Piece::Failed(error) => vec![Event::default().data(Fault::of(&error).body().to_string())],
-    });
-    let events = tokio_stream::iter([first]).chain(rest);
-    let events = flat(events).map(Ok::<_, Infallible>);
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)).into_response())
-}
-
-/// The members of every list, one after the other.
-fn flat<S>(lists: S) -> impl tokio_stream::Stream<Item = Event>
-where
-    S: tokio_stream::Stream<Item = Vec<Event>> + Send + 'static,
-{
-    struct Flat<S> {
-        lists: std::pin::Pin<Box<S>>,
-        ready: std::vec::IntoIter<Event>,
-    }
-    impl<S: tokio_stream::Stream<Item = Vec<Event>>> tokio_stream::Stream for Flat<S> {
-        type Item = Event;
-
-        fn poll_next(
-            mut self: std::pin::Pin<&mut Self>,
-            context: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Event>> {
-            use std::task::Poll;
-            loop {
-                if let Some(event) = self.ready.next() {
-                    return Poll::Ready(Some(event));
-                }
-                match self.lists.as_mut().poll_next(context) {
-                    Poll::Ready(Some(list)) => self.ready = list.into_iter(),
-                    Poll::Ready(None) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-        }
-    }
-    Flat { lists: Box::pin(lists), ready: Vec::new().into_iter() }
 }

@@ -8,7 +8,9 @@
 //! |---|---|
 //! | `fields` | the request's fields, their schema, refusals by name |
 //! | `asked` | from fields to the engine's request |
-//! | `generate` | chat and completions: whole answers and streams |
+//! | `generate` | chat and completions: what both begin with, whole answers |
+//! | `stream` | the same as server-sent events |
+//! | `tools` | functions that a model may call, and its calls |
 //! | `scored` | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
 //! | `pages` | models, tokens, health, metrics, the OpenAPI file |
 //! | `page` | the pages for people, and checks run from them |
@@ -27,6 +29,8 @@ mod pages;
 mod prefixes;
 mod scored;
 mod state;
+mod stream;
+mod tools;
 mod worker;
 
 use std::future::Future;

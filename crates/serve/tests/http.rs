@@ -155,11 +155,64 @@ async fn echoed_logarithms_are_those_of_the_session() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_asked_for_keeps_its_schema() {
+    let server = plain().await;
+    let schema = json!({ "type": "object", "properties": { "on": { "type": "boolean" } }, "required": ["on"],
+        "additionalProperties": false });
+    // The description is any text, however odd.
+    let tools = json!([
+        { "type": "function", "function": { "name": "a" } },
+        { "type": "function", "function": { "name": "door", "description": "\"{<|\n", "parameters": schema, "strict": true } },
+    ]);
+    let named = json!({ "type": "function", "function": { "name": "door" } });
+    let mut body =
+        json!({ "messages": hello(), "max_tokens": 60, "tools": tools, "tool_choice": named });
+    let (status, answer) = ask(&server, CHAT, body.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!(call["function"]["name"], "door");
+    let arguments = call["function"]["arguments"].as_str().unwrap();
+    let arguments: Value = serde_json::from_str(arguments).unwrap();
+    assert!(arguments["on"].is_boolean());
+    assert!(choice["message"]["content"].is_null());
+    // As a stream, and with the result in the conversation.
+    body["seed"] = answer["tessera"]["seed"].clone();
+    body["stream"] = json!(true);
+    let (_, stream) = text(&server, post(CHAT, body.to_string())).await;
+    let chunks: Vec<Value> =
+        events(&stream).iter().filter_map(|e| serde_json::from_str(e).ok()).collect();
+    let calls: Vec<&Value> = chunks
+        .iter()
+        .map(|c| &c["choices"][0]["delta"]["tool_calls"][0])
+        .filter(|c| c.is_object())
+        .collect();
+    assert_eq!(calls.len(), 1, "{stream}");
+    assert_eq!(calls[0]["function"], call["function"]);
+    assert!(
+        !chunks
+            .iter()
+            .any(|c| c["choices"][0]["delta"]["content"].as_str().is_some_and(|t| !t.is_empty()))
+    );
+    let talk = json!([
+        { "role": "assistant", "content": null, "tool_calls": choice["message"]["tool_calls"] },
+        { "role": "tool", "tool_call_id": call["id"], "content": "done" },
+    ]);
+    let tools = json!([{ "type": "function", "function": { "name": "a" } }]);
+    let after = json!({ "messages": talk, "max_tokens": 4, "tools": tools });
+    let (status, answer) = ask(&server, CHAT, after).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_refused_by_name() {
     let server = plain().await;
     for (body, word) in [
         (json!({ "messages": hello(), "temprature": 1 }), "did you mean `temperature`"),
-        (json!({ "messages": hello(), "tools": [] }), "tools: is not supported"),
+        (json!({ "messages": hello(), "logit_bias": {} }), "logit_bias: is not supported"),
+        (json!({ "messages": hello(), "tools": 3 }), "tools: must be a list"),
+        (json!({ "messages": hello(), "tool_choice": "required" }), "needs tools"),
         (json!({ "messages": hello(), "model": "gpt" }), "is not loaded here"),
         (json!({ "messages": hello(), "max_tokens": 100_000 }), "at most 4096"),
         (json!({ "messages": hello(), "n": 99 }), "n: must be"),
