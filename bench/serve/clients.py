@@ -1,7 +1,7 @@
-"""Asks a running `tessera serve` with the official `openai` client, unchanged, and checks the answers.
+"""Asks a running `tessera serve` with the official `openai` client and `llm`, both unchanged, and checks the answers.
 
     tessera serve smollm2 --port 8080 &
-    pip install openai
+    pip install openai llm
     python3 bench/serve/clients.py [--url http://127.0.0.1:8080/v1] [--key KEY]
 
 Prints a line a check; exits with 1 at the first that fails.
@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import openai
 
@@ -32,6 +37,18 @@ def wait(url: str) -> None:
             if time.monotonic() - start > PATIENCE:
                 raise SystemExit(f"the server is not ready after {PATIENCE} s: {error}") from error
         time.sleep(0.2)
+
+
+def command_line(url: str, model: str) -> None:
+    """The `llm` program, told of the server as its documentation says."""
+    with tempfile.TemporaryDirectory() as home:
+        known = [{"model_id": "here", "model_name": model, "api_base": url, "api_key_name": "here"}]
+        (Path(home) / "extra-openai-models.yaml").write_text(json.dumps(known))
+        (Path(home) / "keys.json").write_text(json.dumps({"here": "none"}))
+        for more in ([], ["--no-stream"]):
+            command = [sys.executable, "-m", "llm", "-m", "here", *more, "-o", "max_tokens", "12", "Say hello."]
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LLM_USER_PATH": home}, timeout=120)
+            assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
 def main() -> None:
@@ -85,6 +102,37 @@ def main() -> None:
     drafted = client.chat.completions.create(model=model, messages=messages, max_tokens=24, seed=1, extra_body={"methods": [{"id": "cascade"}]})
     assert drafted.choices[0].message.content == chat.choices[0].message.content
     passed("methods", "cascade, the same text")
+
+    weather = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 24}, "unit": {"enum": ["C", "F"]}},
+               "required": ["city", "unit"], "additionalProperties": False}  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "get_weather", "description": "The weather of a city.", "parameters": weather}}]
+    asked = [{"role": "user", "content": "What is the weather in Oslo, in Celsius?"}]
+    called = client.chat.completions.create(model=model, messages=asked, tools=tools, tool_choice="required", max_tokens=64, temperature=0)
+    call = called.choices[0].message.tool_calls[0]
+    assert called.choices[0].finish_reason == "tool_calls" and set(json.loads(call.function.arguments)) == {"city", "unit"}
+    streamed = [
+        delta
+        for chunk in client.chat.completions.create(model=model, messages=asked, tools=tools, tool_choice="required", max_tokens=64,
+                                                    temperature=0, stream=True)
+        for choice in chunk.choices
+        for delta in choice.delta.tool_calls or []
+    ]  # fmt: skip
+    assert [delta.function.arguments for delta in streamed] == [call.function.arguments]
+    asked += [called.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "7 degrees, rain"}]
+    after = client.chat.completions.create(model=model, messages=asked, tools=tools, max_tokens=24, temperature=0)
+    passed("tools", f"{call.function.name}({call.function.arguments}): {after.choices[0].message.content}")
+
+    texts = ["A cat sat on the mat.", "A kitten lay on the rug.", "Interest rates rose again in March."]
+    both = [client.embeddings.create(model=model, input=texts, encoding_format=form).data for form in ("float", "base64")]
+    plain = client.embeddings.create(model=model, input=texts).data
+    vectors = [one.embedding for one in plain]
+    assert [one.embedding for one in both[0]] == vectors and len(both[1]) == 3
+    near, far = (sum(a * b for a, b in zip(vectors[0], vectors[n], strict=True)) for n in (1, 2))
+    assert near > far, (near, far)
+    passed("embeddings", f"{len(vectors[0])} numbers, cosine {near:.3f} of like sentences, {far:.3f} of unlike ones")
+
+    command_line(arguments.url, model)
+    passed("llm", "answers through the extra OpenAI models of its configuration")
 
     for extra, word in [({"temprature": 1}, "temperature"), ({"methods": [{"id": "casacde"}]}, "cascade")]:
         try:

@@ -153,6 +153,33 @@ pub struct NamedSchema {
     pub strict: Option<bool>,
 }
 
+/// Texts to be embedded.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Embed {
+    /// The model's name, as `/v1/models` gives it.
+    pub model: Option<String>,
+    /// One text, several, tokens, or lists of tokens.
+    pub input: Option<PromptText>,
+    /// How numbers are written.
+    pub encoding_format: Encoding,
+    /// Only the model's own number of dimensions.
+    pub dimensions: Option<usize>,
+    /// Taken and not used.
+    pub user: Option<String>,
+}
+
+/// How the numbers of an embedding are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// As numbers.
+    #[default]
+    Float,
+    /// As little-endian 32-bit floats in base64.
+    Base64,
+}
+
 /// A text to be cut into tokens.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -12,6 +12,7 @@
 //! | `stream` | the same as server-sent events |
 //! | `tools` | functions that a model may call, and its calls |
 //! | `scored` | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
+//! | `embedded` | embeddings by pooling |
 //! | `pages` | models, tokens, health, metrics, the OpenAPI file |
 //! | `page` | the pages for people, and checks run from them |
 //! | `guard` | hosts, origins, keys |
@@ -19,6 +20,7 @@
 //! | `prefixes` | rows of prompts that were computed before, by caller |
 
 mod asked;
+mod embedded;
 mod fault;
 mod fields;
 mod generate;
@@ -63,6 +65,8 @@ pub struct Config {
     pub recipe: tessera_runtime::Recipe,
     /// Whether the page may run checks: a minute each, in which other requests wait.
     pub checks: bool,
+    /// Whether /metrics also has the names that vLLM's dashboards read.
+    pub vllm_metrics: bool,
     /// Requests that may wait. More are refused with 429.
     pub queue: usize,
     /// Texts that grow at the same time; requests beyond wait.
@@ -90,6 +94,7 @@ impl Default for Config {
             methods: None,
             recipe: tessera_runtime::Recipe::plain(),
             checks: true,
+            vllm_metrics: false,
             queue: 64,
             texts: 64,
             cache_bytes: 4 << 30,
@@ -160,6 +165,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(generate::chat))
         .route("/v1/completions", post(generate::completions))
+        .route("/v1/embeddings", post(embedded::embeddings))
         .route("/v1/models", get(pages::models))
         .route("/tokenize", post(pages::tokenize))
         .route("/detokenize", post(pages::detokenize))

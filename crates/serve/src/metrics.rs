@@ -62,6 +62,26 @@ impl Metrics {
         }
     }
 
+    /// The counters that vLLM's dashboards read, by its names.
+    pub(crate) fn aliases(&self) -> String {
+        let mut page = String::new();
+        for (name, kind, counter) in [
+            ("vllm:num_requests_running", "gauge", &self.running),
+            ("vllm:num_requests_waiting", "gauge", &self.queued),
+            ("vllm:prompt_tokens_total", "counter", &self.prompt_tokens),
+            ("vllm:generation_tokens_total", "counter", &self.drawn_tokens),
+            ("vllm:prefix_cache_queries_total", "counter", &self.prompt_tokens),
+            ("vllm:prefix_cache_hits_total", "counter", &self.reused_tokens),
+            ("vllm:spec_decode_num_draft_tokens_total", "counter", &self.drafted_tokens),
+            ("vllm:spec_decode_num_accepted_tokens_total", "counter", &self.accepted_tokens),
+            ("vllm:request_success_total", "counter", &self.answered),
+        ] {
+            let value = counter.load(Ordering::Relaxed);
+            let _ = writeln!(page, "# TYPE {name} {kind}\n{name} {value}");
+        }
+        page
+    }
+
     /// The page.
     pub(crate) fn page(&self) -> String {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;

@@ -12,7 +12,7 @@ use tessera_runtime::METHODS;
 
 use crate::asked::known_tokens;
 use crate::fault::Fault;
-use crate::fields::{Detokenize, Generate, Tokenize, read};
+use crate::fields::{Detokenize, Embed, Generate, Tokenize, read};
 use crate::generate::spelt;
 use crate::state::App;
 
@@ -55,7 +55,11 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// GET /metrics.
 pub(crate) async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics().page())
+    let mut page = app.metrics().page();
+    if app.config().vllm_metrics {
+        page.push_str(&app.metrics().aliases());
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page)
 }
 
 /// What is at no address.
@@ -98,10 +102,12 @@ pub fn document() -> Value {
     }
     post("/v1/chat/completions", "Answer a conversation.", of::<Generate>(&mut schemas));
     post("/v1/completions", "Continue a text.", of::<Generate>(&mut schemas));
+    post("/v1/embeddings", "Embed texts.", of::<Embed>(&mut schemas));
     post("/tokenize", "Cut a text into tokens.", of::<Tokenize>(&mut schemas));
     post("/detokenize", "Make tokens a text.", of::<Detokenize>(&mut schemas));
     for (path, what) in [
         ("/v1/models", "The loaded model."),
+        ("/v1/methods", "The methods, with their claims and last records."),
         ("/health", "Whether the model is loaded."),
         ("/ready", "Whether the model is loaded."),
         ("/version", "The program's version."),

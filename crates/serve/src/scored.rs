@@ -23,8 +23,8 @@ pub(crate) struct Scores {
     top: Vec<Vec<Likely>>,
 }
 
-/// Texts are scored one at a time: each needs a cache of its own, and a burst must not need them all at once.
-static TURN: Semaphore = Semaphore::const_new(1);
+/// Texts are scored and embedded one at a time: each needs a cache of its own, and a burst must not need them all at once.
+pub(crate) static TURN: Semaphore = Semaphore::const_new(1);
 
 /// Scores the tokens of `all` from the `first`-th on.
 pub(crate) async fn score(

@@ -97,6 +97,12 @@ enum Command {
     Score(commands::score::Arguments),
     /// Serve a model over HTTP, as OpenAI's clients ask.
     Serve(commands::serve::Arguments),
+    /// Show the server's settings and where each comes from.
+    Config(commands::config::Arguments),
+    /// Print what a shell needs to complete commands and flags.
+    Completions(commands::shell::Completions),
+    /// Print the manual page, or write one for every command.
+    Man(commands::shell::Man),
     /// Sample simple stories from a model into a text file, many at a time.
     Corpus(commands::corpus::Arguments),
     /// Train a small model by a recipe; run again to go on where it was stopped.
@@ -129,6 +135,9 @@ fn main() -> ExitCode {
         Command::Explain(arguments) => commands::explain::run(globals, arguments),
         Command::Score(arguments) => commands::score::run(globals, arguments),
         Command::Serve(arguments) => commands::serve::run(globals, arguments),
+        Command::Config(arguments) => commands::config::run(globals, arguments),
+        Command::Completions(arguments) => commands::shell::completions(arguments, Cli::command()),
+        Command::Man(arguments) => commands::shell::man(globals, arguments, Cli::command()),
         Command::Corpus(arguments) => commands::corpus::run(globals, arguments),
         Command::Train(arguments) => commands::train::run(globals, arguments),
     };

@@ -1,0 +1,119 @@
+//! Embeddings: the mean of a model's last hidden states over a text, scaled to length 1.
+//!
+//! A chat model was not trained for it: its means tell topics apart, and are no match for a model made for
+//! embeddings. The answer says how it was made (`tessera.pooling`).
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tessera_core::pass::HiddenSite;
+use tessera_core::{CacheOptions, Pass, Position, Reveal, RowsOut, Segment};
+use tessera_runtime::{Prompt, Session};
+
+use crate::asked::{known_tokens, named};
+use crate::fault::Fault;
+use crate::fields::{Embed, Encoding, PromptText, read};
+use crate::scored::TURN;
+use crate::state::App;
+
+/// Most texts of a request.
+const TEXTS: usize = 256;
+/// Rows of a pass.
+const CHUNK: usize = 512;
+
+/// POST /v1/embeddings.
+pub(crate) async fn embeddings(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Fault> {
+    let asked: Embed = read(&body)?;
+    let session = app.session()?;
+    named(session, asked.model.as_deref())?;
+    let wrong = |what: &str| Fault::field("input", format!("input: {what}"));
+    let own = session.backbone().spec().hidden;
+    if asked.dimensions.is_some_and(|wanted| wanted != own) {
+        return Err(Fault::field("dimensions", format!("dimensions: this model has {own}")));
+    }
+    let tokens = |text: &String| session.tokens(&Prompt::Raw(text)).map_err(Fault::from);
+    let texts = match &asked.input {
+        None => return Err(wrong("is missing")),
+        Some(PromptText::Text(text)) => vec![tokens(text)?],
+        Some(PromptText::Texts(texts)) => texts.iter().map(tokens).collect::<Result<_, _>>()?,
+        Some(PromptText::Tokens(tokens)) => vec![tokens.clone()],
+        Some(PromptText::Many(lists)) => lists.clone(),
+    };
+    if texts.is_empty() || texts.len() > TEXTS {
+        return Err(wrong(&format!("must be 1 to {TEXTS} texts")));
+    }
+    let context = session.info().context;
+    for text in &texts {
+        if text.is_empty() {
+            return Err(wrong("is empty: write something"));
+        }
+        known_tokens(session, text, "input")?;
+        if text.len() > context {
+            let what = format!("a text has {} tokens, and {context} fit", text.len());
+            return Err(Fault { code: "context_length_exceeded", ..wrong(&what) });
+        }
+    }
+    let count: usize = texts.iter().map(Vec::len).sum();
+    // One request at a time, beside the queue. The turn ends with the work, whoever still waits for it.
+    let turn = TURN.acquire().await.map_err(|_| Fault::inside())?;
+    let model = Arc::clone(session);
+    let work = move || {
+        let _turn = turn;
+        texts.iter().map(|text| mean(&model, text)).collect::<Result<Vec<_>, _>>()
+    };
+    let means = match tokio::task::spawn_blocking(work).await {
+        Ok(means) => means?,
+        Err(_) => return Err(Fault::inside()),
+    };
+    let data: Vec<Value> = means
+        .into_iter()
+        .enumerate()
+        .map(|(index, mean)| {
+            let embedding = match asked.encoding_format {
+                Encoding::Float => json!(mean),
+                Encoding::Base64 => {
+                    let bytes: Vec<u8> = mean.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    json!(STANDARD.encode(bytes))
+                }
+            };
+            json!({ "object": "embedding", "index": index, "embedding": embedding })
+        })
+        .collect();
+    Ok(Json(json!({
+        "object": "list",
+        "model": session.info().name,
+        "data": data,
+        "usage": { "prompt_tokens": count, "total_tokens": count },
+        "tessera": { "pooling": "mean of the last hidden states" },
+    })))
+}
+
+/// The mean of the last hidden states of a text, of length 1.
+fn mean(session: &Session, tokens: &[u32]) -> Result<Vec<f32>, tessera_core::Error> {
+    let backbone = session.backbone();
+    let width = backbone.spec().hidden;
+    let options = CacheOptions { capacity: tokens.len(), ..CacheOptions::default() };
+    let mut cache = backbone.new_cache(options)?;
+    let mut reveal = Reveal::new();
+    let mut sum = vec![0.0f64; width];
+    for (start, part) in tokens.chunks(CHUNK).enumerate().map(|(n, part)| (n * CHUNK, part)) {
+        let positions: Vec<Position> = (start as Position..).take(part.len()).collect();
+        let mut segment = Segment::causal(part, &positions, &mut *cache);
+        segment.rows_out = RowsOut::None;
+        let mut segments = [segment];
+        let mut pass = Pass::new(&mut segments);
+        pass.taps.hidden = &[HiddenSite::Final];
+        backbone.forward(&mut pass, &mut reveal)?;
+        let shown = reveal.segments.first().and_then(|s| s.hidden.first());
+        for row in shown.into_iter().flat_map(|block| block.chunks(width)) {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+        }
+    }
+    let length = sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    Ok(sum.iter().map(|x| (x / length) as f32).collect())
+}
