@@ -184,8 +184,14 @@ pub enum Encoding {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tokenize {
-    /// The text.
-    pub content: String,
+    /// The text, in which spellings of control tokens are text.
+    pub content: Option<String>,
+    /// The text as vLLM's clients send it: spellings of control tokens are the tokens.
+    pub prompt: Option<String>,
+    /// With `prompt`: begin and end as the model wants texts to (true if left out).
+    pub add_special_tokens: Option<bool>,
+    /// The model's name, as `/v1/models` gives it.
+    pub model: Option<String>,
 }
 
 /// Tokens to be made text.

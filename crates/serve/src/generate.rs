@@ -180,7 +180,11 @@ pub(crate) async fn completions(
             let scores = match wanted {
                 None => None,
                 Some(top) => {
-                    let all = [&prompt[..], &choice.tokens].concat();
+                    let mut all = [&prompt[..], &choice.tokens].concat();
+                    // An end token is no text, but it was drawn: who asks for one token gets one line.
+                    if let FinishReason::End { token } = choice.reason {
+                        all.push(token);
+                    }
                     Some(score(session, all, first, top).await?.of_completion(session))
                 }
             };

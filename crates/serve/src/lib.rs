@@ -169,6 +169,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/models", get(pages::models))
         .route("/tokenize", post(pages::tokenize))
         .route("/detokenize", post(pages::detokenize))
+        .route("/tokenizer_info", get(pages::tokenizer))
         .route("/health", get(pages::health))
         .route("/ready", get(pages::health))
         .route("/version", get(pages::version))

@@ -8,9 +8,9 @@ use axum::response::IntoResponse;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 use tessera_core::entry::Kind;
-use tessera_runtime::METHODS;
+use tessera_runtime::{METHODS, Special};
 
-use crate::asked::known_tokens;
+use crate::asked::{known_tokens, named};
 use crate::fault::Fault;
 use crate::fields::{Detokenize, Embed, Generate, Tokenize, read};
 use crate::generate::spelt;
@@ -31,7 +31,22 @@ pub(crate) async fn models(State(app): State<App>) -> Result<Json<Value>, Fault>
 /// POST /tokenize.
 pub(crate) async fn tokenize(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Fault> {
     let asked: Tokenize = read(&body)?;
-    Ok(Json(json!({ "tokens": app.session()?.vocabulary().encode(&asked.content) })))
+    let session = app.session()?;
+    named(session, asked.model.as_deref())?;
+    let tokens = match (&asked.content, &asked.prompt) {
+        (Some(text), None) => session.vocabulary().encode(text),
+        (None, Some(text)) if asked.add_special_tokens.unwrap_or(true) => {
+            session.tokenizer().encode_with_bos(text, Special::Parse)
+        }
+        (None, Some(text)) => {
+            let mut tokens = Vec::new();
+            session.tokenizer().encode(text, Special::Parse, &mut tokens);
+            tokens
+        }
+        _ => return Err(Fault::field("content", "content: give either content or prompt")),
+    };
+    let (count, most) = (tokens.len(), session.info().context);
+    Ok(Json(json!({ "tokens": tokens, "count": count, "max_model_len": most })))
 }
 
 /// POST /detokenize.
@@ -39,7 +54,20 @@ pub(crate) async fn detokenize(State(app): State<App>, body: Bytes) -> Result<Js
     let asked: Detokenize = read(&body)?;
     let session = app.session()?;
     known_tokens(session, &asked.tokens, "tokens")?;
-    Ok(Json(json!({ "content": spelt(session, &asked.tokens) })))
+    let text = spelt(session, &asked.tokens);
+    // By vLLM's name too.
+    Ok(Json(json!({ "content": text, "prompt": text })))
+}
+
+/// GET /tokenizer_info: the tokens that mark where texts begin and end.
+pub(crate) async fn tokenizer(State(app): State<App>) -> Result<Json<Value>, Fault> {
+    let tokenizer = app.session()?.tokenizer();
+    let spelt = |token: Option<u32>| token.map(|token| tokenizer.spelling(token).into_owned());
+    Ok(Json(json!({
+        "tokenizer_class": "tessera", "vocab_size": tokenizer.vocab_size(),
+        "bos_token": spelt(tokenizer.bos()), "eos_token": spelt(tokenizer.eos()),
+        "pad_token": spelt(tokenizer.pad()),
+    })))
 }
 
 /// GET /health and /ready: 200 once the model is loaded.
@@ -107,6 +135,7 @@ pub fn document() -> Value {
     post("/detokenize", "Make tokens a text.", of::<Detokenize>(&mut schemas));
     for (path, what) in [
         ("/v1/models", "The loaded model."),
+        ("/tokenizer_info", "The tokens that mark where texts begin and end."),
         ("/v1/methods", "The methods, with their claims and last records."),
         ("/health", "Whether the model is loaded."),
         ("/ready", "Whether the model is loaded."),
