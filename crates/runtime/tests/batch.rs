@@ -54,7 +54,7 @@ fn request(session: &Session, i: usize, recipe: Recipe) -> Request {
     request.seed = i as u64;
     request.max_tokens = Some([1, 7, 20, 45][i % 4]);
     request.choices = 1 + i % 3;
-    request.ignore_end = i % 5 == 0 && !recipe.is_constrained();
+    request.ignore_end = i.is_multiple_of(5) && !recipe.is_constrained();
     request.recipe = recipe;
     request
 }

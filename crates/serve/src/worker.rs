@@ -14,9 +14,11 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use tessera_measure::record::Record;
+use tessera_measure::tuned::{self, Tuned};
 use tessera_measure::usual::{self, Amount};
 use tessera_runtime::{
-    Batch, Control, Ended, Event, FinishReason, Outcome, Request, Sequence, Session, Shape,
+    Batch, Control, CostCurve, Ended, Event, FinishReason, Outcome, Request, Sequence, Session,
+    Shape,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -157,6 +159,7 @@ pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics, li
         waiting: VecDeque::new(),
         running: Vec::new(),
         prefixes: Prefixes::default(),
+        curve: curve(session),
         next: 0,
     };
     loop {
@@ -184,7 +187,24 @@ struct Worker<'s> {
     waiting: VecDeque<Job>,
     running: Vec<Running>,
     prefixes: Prefixes,
+    /// What a pass costs by its rows on this machine, if `tessera tune` has measured it: with it guesses
+    /// that do not pay, beside the rows of others too, are left out.
+    curve: Option<CostCurve>,
     next: u64,
+}
+
+/// The cost curve that was measured for this model here.
+fn curve(session: &Session) -> Option<CostCurve> {
+    let info = session.info();
+    let data = tuned::data_dir(|name| std::env::var_os(name)).ok()?;
+    match Tuned::load(&data, &info.name, &info.path, info.threads) {
+        Ok(tuned) => tuned.map(|tuned| tuned.curve),
+        Err(error) => {
+            // No reason not to answer.
+            let _ = writeln!(std::io::stderr(), "note: {error}");
+            None
+        }
+    }
 }
 
 impl<'s> Worker<'s> {
@@ -289,7 +309,15 @@ impl<'s> Worker<'s> {
 
     fn begin(&mut self, job: Job, texts: usize, bytes: usize) {
         let Job { work, caller, pieces, deadline } = job;
-        let Work::Text(request) = work else { return };
+        let Work::Text(mut request) = work else { return };
+        if let Some(curve) = &self.curve
+            && request.recipe.curve().is_none()
+        {
+            match request.recipe.clone().with_curve(curve.clone()) {
+                Ok(recipe) => request.recipe = recipe,
+                Err(error) => return self.fail(&pieces, error.into()),
+            }
+        }
         let begun = self.session.ready(*request).and_then(|request| {
             let takes = self.batch.takes(&request)?;
             let sequence = self.sequence(caller, &request.prompt)?;

@@ -206,6 +206,58 @@ async fn a_call_that_is_asked_for_keeps_its_schema() {
 }
 
 #[tokio::test]
+async fn embeddings_are_of_length_one_and_the_same_however_written() {
+    let server = plain().await;
+    let path = "/v1/embeddings";
+    let input = json!(["one", "another text", "one"]);
+    let (status, answer) = ask(&server, path, json!({ "model": "toy", "input": input })).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let read = |one: &Value| -> Vec<f64> {
+        one["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let all: Vec<Vec<f64>> = answer["data"].as_array().unwrap().iter().map(read).collect();
+    assert!((all[0].iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+    assert!(all[0] == all[2] && all[0] != all[1]);
+    let (_, coded) =
+        ask(&server, path, json!({ "input": "one", "encoding_format": "base64" })).await;
+    let text = coded["data"][0]["embedding"].as_str().unwrap();
+    let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap();
+    for (four, own) in bytes.chunks(4).zip(&all[0]) {
+        let value = f32::from_le_bytes(four.try_into().unwrap());
+        assert!((f64::from(value) - own).abs() < 1e-7);
+    }
+    for (body, param) in [
+        (json!({}), "input"),
+        (json!({ "input": [] }), "input"),
+        (json!({ "input": "" }), "input"),
+        (json!({ "input": [99_999] }), "input"),
+        (json!({ "input": vec![7; 10_000] }), "input"),
+        (json!({ "input": "x", "dimensions": 3 }), "dimensions"),
+        (json!({ "input": "x", "modle": "y" }), "modle"),
+    ] {
+        let (status, refused) = ask(&server, path, body).await;
+        assert_eq!(
+            (status, &refused["error"]["param"]),
+            (StatusCode::BAD_REQUEST, &json!(param)),
+            "{refused}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_line_for_every_token_that_was_drawn() {
+    // Who asks for one token gets one line of logarithms, where the model ended at once too.
+    let server = plain().await;
+    for seed in 0..40 {
+        let body = json!({ "prompt": "ab", "max_tokens": 1, "echo": true, "logprobs": 1, "seed": seed, "temperature": 3 });
+        let (_, answer) = ask(&server, COMPLETION, body).await;
+        let lines = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+        let prompt = answer["usage"]["prompt_tokens"].as_u64().unwrap();
+        assert_eq!(lines.len() as u64, prompt + 1, "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_refused_by_name() {
     let server = plain().await;
     for (body, word) in [
@@ -356,6 +408,16 @@ async fn nothing_that_is_sent_is_a_server_error() {
 #[tokio::test]
 async fn tokens_pages_and_the_description() {
     let server = plain().await;
+    let (_, other) =
+        ask(&server, "/tokenize", json!({ "prompt": "h\u{e9}llo", "add_special_tokens": false }))
+            .await;
+    let (_, same) = ask(&server, "/tokenize", json!({ "content": "h\u{e9}llo" })).await;
+    assert_eq!(other["tokens"], same["tokens"]);
+    let (status, _) = ask(&server, "/tokenize", json!({ "prompt": "a", "content": "a" })).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    let info = Request::get("/tokenizer_info").header(header::HOST, "localhost");
+    let (status, info) = text(&server, info.body(Body::empty()).unwrap()).await;
+    assert!(status == StatusCode::OK && info.contains("eos_token"), "{info}");
     let (_, tokens) = ask(&server, "/tokenize", json!({ "content": "h\u{e9}llo" })).await;
     let (_, back) = ask(&server, "/detokenize", json!({ "tokens": tokens["tokens"] })).await;
     assert_eq!(back["content"], "h\u{e9}llo");
