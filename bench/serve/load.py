@@ -7,7 +7,7 @@ Every client asks one request after the other, streamed: a chat of 10 to 400 wor
 greedy. The servers are measured in turns, `--repeat` times. Printed are the tokens a second over all clients, the median and the 95th
 percentile of the time to the first token, and failed requests. `--soak` runs clients that also leave in the middle, and
 prints how the server's memory went; it exits with 1 if a request failed. `--sample` is the short form of both for the gate: only this
-server, 16 clients for 20 seconds and then 64 for 40.
+server, 16 clients for 20 seconds and then 64 for about 40.
 """
 
 from __future__ import annotations
@@ -156,11 +156,12 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def soak(server: Server, count: int, seconds: float) -> bool:
-    """Clients that come, go and leave; prints the memory after each tenth. Returns whether all was well."""
+    """Clients that come, go and leave; prints the memory after each part. Returns whether all was well."""
     memory = []
     total = Tally()
-    for tenth in range(10):
-        part = clients(server.port, count, seconds / 10, 77 + tenth, leave=True)
+    parts = 10 if seconds >= 100 else 2
+    for number in range(parts):
+        part = clients(server.port, count, seconds / parts, 77 + number, leave=True)
         total.tokens += part.tokens
         total.whole += part.whole
         total.left += part.left
@@ -168,7 +169,8 @@ def soak(server: Server, count: int, seconds: float) -> bool:
         memory.append(resident(server.process.pid))
     shown = " ".join(f"{m / 1e6:.0f}" for m in memory)
     print(f"soak, {count} clients, {seconds:.0f} s: {total.whole} answered, {total.left} left, {len(total.failed)} failed")
-    print(f"resident MB after each tenth: {shown} (last / third: {memory[-1] / max(memory[2], 1):.3f})")
+    warm = memory[min(2, parts - 2)]
+    print(f"resident MB after each part: {shown} (last / warm: {memory[-1] / max(warm, 1):.3f})")
     for failure in total.failed[:5]:
         print(f"  {failure}")
     return not total.failed

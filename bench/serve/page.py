@@ -127,6 +127,11 @@ def catalogue(page: Page, url: str, shot) -> None:
     narrow(page, url, "a method's page")
     page.goto(url + "/methods?verdict=none")
     assert page.locator(".cards > li").count() == all_of_them - 1
+    page.goto(url + "/docs")
+    expect(page.get_by_role("heading", name="Interface")).to_be_visible()
+    shot("docs")
+    narrow(page, url, "the interface")
+    page.set_viewport_size({"width": 1100, "height": 900})
     page.goto(url + "/methods/fasa")
     expect(page.get_by_text("It cannot be checked from this page")).to_be_visible()
     passed("what cannot be checked says why")

@@ -66,8 +66,10 @@ fn caller(app: &App, request: &Request) -> Result<Caller, Fault> {
     }
     // A browser cannot send a key when it opens a page; pages hold no more than the registry and the records.
     let path = request.uri().path();
-    let open = matches!(path, "/health" | "/ready" | "/" | "/page.css" | "/page.js" | "/methods")
-        || path.starts_with("/methods/");
+    let open = matches!(
+        path,
+        "/health" | "/ready" | "/" | "/page.css" | "/page.js" | "/methods" | "/docs"
+    ) || path.starts_with("/methods/");
     if app.config().keys.is_empty() || open {
         return Ok(Caller(0));
     }

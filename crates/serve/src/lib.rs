@@ -178,6 +178,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/methods", get(page::listed))
         .route("/v1/methods/{slug}/check", post(page::check))
         .route("/", get(page::chat))
+        .route("/docs", get(page::docs))
         .route("/methods", get(page::methods))
         .route("/methods/{slug}", get(page::method))
         .route("/page.css", get(page::style))

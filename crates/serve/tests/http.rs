@@ -258,6 +258,41 @@ async fn a_line_for_every_token_that_was_drawn() {
 }
 
 #[tokio::test]
+async fn pages_are_whole_and_load_nothing_from_elsewhere() {
+    let server = plain().await;
+    for (path, words) in [
+        ("/", "Recipe"),
+        ("/methods?q=cascade", "1 of "),
+        ("/methods/dyspec", "dyspec"),
+        ("/docs", "Embed texts."),
+        ("/page.css", "--paper"),
+        ("/page.js", "use strict"),
+    ] {
+        let request = Request::get(path).header(header::HOST, "localhost").body(Body::empty());
+        let response = server.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        let policy = response.headers().get(header::CONTENT_SECURITY_POLICY).cloned();
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 24).await.unwrap();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        assert!(text.contains(words), "{path}");
+        assert!(!text.contains("http://") && !text.contains("https://"), "{path}");
+        let page = !path.starts_with("/page.");
+        assert_eq!(
+            policy.is_some_and(|p| p.to_str().unwrap().contains("default-src 'none'")),
+            page
+        );
+        assert!(!page || text.ends_with("</html>"), "{path}");
+    }
+    let request = Request::get("/methods/no-such").header(header::HOST, "localhost");
+    let (status, refused) = text(&server, request.body(Body::empty()).unwrap()).await;
+    assert!(status == StatusCode::NOT_FOUND && refused.contains("unknown_method"), "{refused}");
+    // What is written into a page is escaped.
+    let request = Request::get("/methods?q=%3Cscript%3E").header(header::HOST, "localhost");
+    let (_, page) = text(&server, request.body(Body::empty()).unwrap()).await;
+    assert!(!page.contains("<script>") && page.contains("&lt;script&gt;"));
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_refused_by_name() {
     let server = plain().await;
     for (body, word) in [

@@ -26,6 +26,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use crate::asked::allowed;
 use crate::fault::Fault;
 use crate::guard::Caller;
+use crate::pages::document;
 use crate::state::App;
 use crate::worker::Piece;
 
@@ -40,6 +41,7 @@ fn templates() -> &'static Environment<'static> {
         for (name, text) in [
             ("base.html", include_str!("base.html")),
             ("chat.html", include_str!("chat.html")),
+            ("docs.html", include_str!("docs.html")),
             ("methods.html", include_str!("methods.html")),
             ("method.html", include_str!("method.html")),
         ] {
@@ -212,6 +214,38 @@ pub(crate) async fn method(
     show(
         "method.html",
         &json!({ "page": "methods", "model": model(&app), "line": line(entry, &records), "claims": entry.claims, "settings": settings, "may": may, "aliases": entry.aliases, "usable": allowed(app.config(), entry.slug), "record": last.map(report::one), "why": uncheckable(&app, entry) }),
+    )
+}
+
+/// GET /docs: what programs may ask, of the same document as /openapi.json.
+pub(crate) async fn docs(State(app): State<App>) -> Result<Response, Fault> {
+    let document = document();
+    let entries = |value: &Value| -> Vec<(String, Value)> {
+        let map = value.as_object().cloned().unwrap_or_default();
+        map.into_iter().collect()
+    };
+    let paths: Vec<Value> = entries(&document["paths"])
+        .into_iter()
+        .flat_map(|(path, ways)| entries(&ways).into_iter().map(move |way| (path.clone(), way)))
+        .map(|(path, (way, one))| {
+            let body = &one["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+            let body = body.as_str().and_then(|name| name.rsplit('/').next());
+            json!({ "path": path, "way": way.to_uppercase(), "what": one["summary"], "body": body })
+        })
+        .collect();
+    let schemas: Vec<Value> = entries(&document["components"]["schemas"])
+        .into_iter()
+        .map(|(name, schema)| {
+            let fields: Vec<Value> = entries(&schema["properties"])
+                .into_iter()
+                .map(|(name, field)| json!({ "name": name, "what": field["description"] }))
+                .collect();
+            json!({ "name": name, "what": schema["description"], "fields": fields })
+        })
+        .collect();
+    show(
+        "docs.html",
+        &json!({ "page": "docs", "model": model(&app), "paths": paths, "schemas": schemas }),
     )
 }
 
