@@ -5,7 +5,7 @@
 //! (one segment each), so `n` texts read the weights as often as the longest of them alone would.
 //! A text does not depend on the others: its draws are keyed by its own index, and products and
 //! attention do not depend on what else is in a pass. For the same reason requests can share passes
-//! with one another: [`crate::Batch`] makes the same steps ([`crate::writing`]) for many of them.
+//! with one another: [`crate::Batch`] makes the same steps (`writing`) for many of them.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,7 @@ pub fn generate(
 ///
 /// Everything that happens is reported to `listener`. Setting `cancel`, or an answer of
 /// [`Control::Stop`], ends the run before the next pass: what was made until then is the outcome,
-/// with [`FinishReason::Cancelled`].
+/// with [`tessera_core::FinishReason::Cancelled`].
 ///
 /// # Errors
 /// [`tessera_core::Error::Setting`] and [`tessera_core::Error::ContextFull`] before anything is
