@@ -9,7 +9,7 @@ use tessera_runtime::{
 
 use crate::Config;
 use crate::fault::Fault;
-use crate::fields::{Generate, Logprobs, ResponseFormat, Stops};
+use crate::fields::{Generate, Logprobs, PromptText, ResponseFormat, Stops};
 use crate::tools::Tools;
 
 /// Most texts that end an answer, and most bytes of each.
@@ -116,6 +116,34 @@ pub(crate) fn known_tokens(session: &Session, tokens: &[u32], field: &str) -> Re
         )),
         None => Ok(()),
     }
+}
+
+/// Texts or tokens that a request brings in `field`, as 1 to `most` lists of tokens, none of them empty.
+pub(crate) fn token_lists(
+    session: &Session,
+    given: Option<&PromptText>,
+    field: &str,
+    most: usize,
+) -> Result<Vec<Vec<u32>>, Fault> {
+    let wrong = |what: &str| Fault::field(field, format!("{field}: {what}"));
+    let read = |text: &String| session.tokens(&Prompt::Raw(text)).map_err(Fault::from);
+    let all = match given {
+        None => return Err(wrong("is missing")),
+        Some(PromptText::Text(text)) => vec![read(text)?],
+        Some(PromptText::Texts(texts)) => texts.iter().map(read).collect::<Result<_, _>>()?,
+        Some(PromptText::Tokens(tokens)) => vec![tokens.clone()],
+        Some(PromptText::Many(lists)) => lists.clone(),
+    };
+    if all.is_empty() || all.len() > most {
+        return Err(wrong(&format!("must be 1 to {most} texts")));
+    }
+    for tokens in &all {
+        if tokens.is_empty() {
+            return Err(wrong("is empty: write something"));
+        }
+        known_tokens(session, tokens, field)?;
+    }
+    Ok(all)
 }
 
 /// How many alternatives a request wants at each token; `None` for no logarithms at all.

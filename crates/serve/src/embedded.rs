@@ -13,11 +13,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tessera_core::pass::HiddenSite;
 use tessera_core::{CacheOptions, Pass, Position, Reveal, RowsOut, Segment};
-use tessera_runtime::{Prompt, Session};
+use tessera_runtime::Session;
 
-use crate::asked::{known_tokens, named};
+use crate::asked::{named, token_lists};
 use crate::fault::Fault;
-use crate::fields::{Embed, Encoding, PromptText, read};
+use crate::fields::{Embed, Encoding, read};
 use crate::scored::TURN;
 use crate::state::App;
 
@@ -36,23 +36,9 @@ pub(crate) async fn embeddings(State(app): State<App>, body: Bytes) -> Result<Js
     if asked.dimensions.is_some_and(|wanted| wanted != own) {
         return Err(Fault::field("dimensions", format!("dimensions: this model has {own}")));
     }
-    let tokens = |text: &String| session.tokens(&Prompt::Raw(text)).map_err(Fault::from);
-    let texts = match &asked.input {
-        None => return Err(wrong("is missing")),
-        Some(PromptText::Text(text)) => vec![tokens(text)?],
-        Some(PromptText::Texts(texts)) => texts.iter().map(tokens).collect::<Result<_, _>>()?,
-        Some(PromptText::Tokens(tokens)) => vec![tokens.clone()],
-        Some(PromptText::Many(lists)) => lists.clone(),
-    };
-    if texts.is_empty() || texts.len() > TEXTS {
-        return Err(wrong(&format!("must be 1 to {TEXTS} texts")));
-    }
+    let texts = token_lists(session, asked.input.as_ref(), "input", TEXTS)?;
     let context = session.info().context;
     for text in &texts {
-        if text.is_empty() {
-            return Err(wrong("is empty: write something"));
-        }
-        known_tokens(session, text, "input")?;
         if text.len() > context {
             let what = format!("a text has {} tokens, and {context} fit", text.len());
             return Err(Fault { code: "context_length_exceeded", ..wrong(&what) });

@@ -9,11 +9,11 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tessera_runtime::{FinishReason, Outcome, Prompt, Request, Session};
+use tessera_runtime::{FinishReason, Outcome, Request, Session};
 
-use crate::asked::{alternatives, conversation, known_tokens, named, request};
+use crate::asked::{alternatives, conversation, named, request, token_lists};
 use crate::fault::Fault;
-use crate::fields::{Generate, PromptText, read};
+use crate::fields::{Generate, read};
 use crate::guard::Caller;
 use crate::scored::{Scores, score};
 use crate::state::App;
@@ -141,7 +141,7 @@ pub(crate) async fn completions(
             "messages are for /v1/chat/completions; a completion has a prompt",
         ));
     }
-    let prompts = prompts(session, &fields)?;
+    let prompts = token_lists(session, fields.prompt.as_ref(), "prompt", PROMPTS)?;
     let wanted = alternatives(&fields)?;
     if fields.details && !fields.stream {
         return Err(Fault::field("details", "details: are told in a stream. Next: stream = true"));
@@ -209,29 +209,6 @@ pub(crate) async fn completions(
         "tessera": outcomes.last().map(|outcome| about(outcome, seed)),
     }))
     .into_response())
-}
-
-/// The prompts of a completion as tokens.
-fn prompts(session: &Session, fields: &Generate) -> Result<Vec<Vec<u32>>, Fault> {
-    let empty = |what: &str| Fault::field("prompt", format!("prompt: {what}"));
-    let read = |text: &String| session.tokens(&Prompt::Raw(text)).map_err(Fault::from);
-    let all = match &fields.prompt {
-        None => return Err(empty("is missing")),
-        Some(PromptText::Text(text)) => vec![read(text)?],
-        Some(PromptText::Texts(texts)) => texts.iter().map(read).collect::<Result<_, _>>()?,
-        Some(PromptText::Tokens(tokens)) => vec![tokens.clone()],
-        Some(PromptText::Many(lists)) => lists.clone(),
-    };
-    if all.is_empty() || all.len() > PROMPTS {
-        return Err(empty(&format!("must be 1 to {PROMPTS} texts")));
-    }
-    for tokens in &all {
-        if tokens.is_empty() {
-            return Err(empty("is empty: write something"));
-        }
-        known_tokens(session, tokens, "prompt")?;
-    }
-    Ok(all)
 }
 
 /// An answer of no tokens.
