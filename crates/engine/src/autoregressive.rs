@@ -18,7 +18,8 @@ use crate::denoise;
 use crate::particles;
 use crate::request::{Outcome, Request};
 use crate::sequence::Sequence;
-use crate::writing::{Part, Space, Writing, step};
+use crate::step::{Part, Space, step};
+use crate::writing::Writing;
 
 /// A model as a loop sees it.
 #[derive(Clone, Copy)]

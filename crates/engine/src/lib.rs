@@ -17,6 +17,7 @@ pub mod request;
 mod scheduler;
 pub mod sequence;
 mod speculation;
+mod step;
 mod writing;
 
 pub use autoregressive::{Model, generate, generate_in};

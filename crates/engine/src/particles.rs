@@ -22,7 +22,8 @@ use crate::choice::{Bounds, Choice};
 use crate::reduction::Reduction;
 use crate::request::{Outcome, Particle, Population, Request, Stats};
 use crate::sequence::Sequence;
-use crate::writing::{Space, Writing, constraint_stats};
+use crate::step::Space;
+use crate::writing::{Writing, constraint_stats};
 
 /// The purposes of numbers beyond the tokens' own (`Key::purpose`).
 const ANCESTORS: u64 = 0x5c01;

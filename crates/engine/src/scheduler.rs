@@ -18,7 +18,8 @@ use crate::autoregressive::{Listener, Model};
 use crate::cast::Cast;
 use crate::request::{Outcome, Request};
 use crate::sequence::Sequence;
-use crate::writing::{Part, Space, Writing, step};
+use crate::step::{Part, Space, step};
+use crate::writing::Writing;
 
 /// How the rows of a pass are shared out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,7 @@
-//! A request in progress, and the step that one or many of them make together.
+//! A request in progress: what it adds to a pass, and what it takes from one. `step` makes the passes.
 //!
-//! A step is one pass: the next piece of the prompt of those that still read, and for those that
-//! write the row of every open text's last token with its guesses. What comes of a request does not
-//! depend on who shares its passes: rows of a pass do not see one another, and draws are keyed.
+//! What comes of a request does not depend on who shares its passes: rows of a pass do not see one
+//! another, and draws are keyed.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -11,15 +10,15 @@ use tessera_core::dist::Sampler;
 use tessera_core::entry::Particles;
 use tessera_core::pass::HeadSum;
 use tessera_core::{
-    ConstraintStats, Error, Event, FinishReason, Input, KvStore, LayerSchedule, Layers, Mask, Pass,
-    Position, Received, Result, Reveal, RowsOut, Segment, Sites, Write,
+    ConstraintStats, Error, Event, FinishReason, Input, KvStore, LayerSchedule, Mask, Position,
+    Result, Reveal, RowsOut, Segment, Sites, Write,
 };
 
 use crate::autoregressive::{Listener, Model};
 use crate::cast::Cast;
 use crate::choice::{Bounds, Choice};
 use crate::particles;
-use crate::reduction::{Evicted, Reduction, Seats, Step};
+use crate::reduction::{Evicted, Reduction, Step};
 use crate::request::{Outcome, Request, Stats};
 use crate::sequence::Sequence;
 
@@ -32,6 +31,13 @@ enum Phase {
     Writing,
     /// Nothing is left to compute here.
     Over,
+}
+
+/// A pass that was made, and who hears of it.
+pub(crate) struct Shown<'s, 'm, 'l> {
+    pub(crate) model: Model<'m>,
+    pub(crate) reveal: &'s Reveal,
+    pub(crate) listener: &'s mut Listener<'l>,
 }
 
 /// A request in progress. Its sequence is lent to every call, always the same one.
@@ -140,6 +146,19 @@ impl<'r> Writing<'r> {
         self.phase != Phase::Reading
     }
 
+    /// Whether its texts grow.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.phase == Phase::Writing
+    }
+
+    /// The layers that its next decoding pass runs, if it does not run all of `count`.
+    pub(crate) fn layers(&mut self, count: usize, active: &mut Vec<usize>) -> Result<()> {
+        match &mut self.schedule {
+            Some(schedule) => schedule.layers(self.steps, count, active),
+            None => Ok(()),
+        }
+    }
+
     /// Prompt tokens that are not computed yet.
     pub(crate) fn unread(&self) -> usize {
         match self.phase {
@@ -164,7 +183,7 @@ impl<'r> Writing<'r> {
     }
 
     /// The heads over which attention is summed for it, if a policy needs that.
-    fn received(&self) -> Option<HeadSum> {
+    pub(crate) fn received(&self) -> Option<HeadSum> {
         self.reductions[0].received()
     }
 
@@ -182,7 +201,12 @@ impl<'r> Writing<'r> {
     }
 
     /// Guesses ahead for every open text.
-    fn prepare(&mut self, model: Model<'_>, sequence: &mut Sequence, beside: usize) -> Result<()> {
+    pub(crate) fn prepare(
+        &mut self,
+        model: Model<'_>,
+        sequence: &mut Sequence,
+        beside: usize,
+    ) -> Result<()> {
         if self.phase != Phase::Writing {
             return Ok(());
         }
@@ -197,7 +221,7 @@ impl<'r> Writing<'r> {
     }
 
     /// Adds its segments to a pass, and the parts that its policies take in them.
-    fn lay_out<'p>(
+    pub(crate) fn lay_out<'p>(
         &'p mut self,
         sequence: &'p mut Sequence,
         most: usize,
@@ -220,7 +244,6 @@ impl<'r> Writing<'r> {
         let parts = self.choices.iter().zip(caches).zip(&mut self.reductions);
         for ((choice, cache), reduction) in parts.filter(|((c, _), _)| c.is_open()) {
             let (tokens, positions, mask): (_, _, Mask<'_>) = choice.speculation.rows();
-            self.stats.held_rows += cache.table().total_rows() as u64;
             segments.push(Segment {
                 input: Input::Tokens(tokens),
                 positions,
@@ -238,15 +261,14 @@ impl<'r> Writing<'r> {
 
     /// Takes the pass in which the prompt's next `rows` rows were computed; if they were the last
     /// ones, their logits are those of `segment`.
-    fn read(
+    pub(crate) fn read(
         &mut self,
-        model: Model<'_>,
         sequence: &mut Sequence,
-        listener: &mut Listener<'_>,
-        reveal: &Reveal,
+        shown: &mut Shown<'_, '_, '_>,
         segment: usize,
         rows: usize,
     ) -> Result<()> {
+        let model = shown.model;
         let total = self.request.prompt.len();
         let reduction = &mut self.reductions[0];
         if reduction.prefill_sites().is_some() {
@@ -255,8 +277,8 @@ impl<'r> Writing<'r> {
             sequence.tokens.extend_from_slice(&self.request.prompt[self.done..self.done + rows]);
         }
         self.done += rows;
-        self.stats.prefill_seconds = self.seconds(listener);
-        listener.tell(Event::Prefill { done: self.done, total });
+        self.stats.prefill_seconds = self.seconds(shown.listener);
+        shown.listener.tell(Event::Prefill { done: self.done, total });
         if self.done < total {
             return Ok(());
         }
@@ -273,18 +295,18 @@ impl<'r> Writing<'r> {
             if let Some(Evicted { bytes, .. }) = evicted {
                 self.stats.peak_cache_bytes = bytes.0;
             }
-            tell_evicted(listener, None, evicted);
+            tell_evicted(shown.listener, None, evicted);
             self.stats.reduce_seconds = self.reductions[0].seconds;
-            self.stats.prefill_seconds = self.seconds(listener);
+            self.stats.prefill_seconds = self.seconds(shown.listener);
         }
         let (reused, seconds) = (self.stats.reused_tokens, self.stats.prefill_seconds);
-        listener.tell(Event::PrefillDone { tokens: total, reused, seconds });
+        shown.listener.tell(Event::PrefillDone { tokens: total, reused, seconds });
         self.phase = Phase::Over;
         if self.particles.is_some() {
             return Ok(());
         }
         if self.bounds.max_tokens > 0 {
-            self.began = (Instant::now(), listener.seconds);
+            self.began = (Instant::now(), shown.listener.seconds);
             for _ in 1..self.choices.len() {
                 self.forks.push(sequence.cache.fork()?);
                 self.reductions.push(self.reductions[0].fork());
@@ -292,16 +314,7 @@ impl<'r> Writing<'r> {
             self.phase = Phase::Writing;
             // The first token of every choice comes from the prompt's last row.
             for choice in &mut self.choices {
-                walk(
-                    choice,
-                    &mut self.sampler,
-                    &mut self.stats,
-                    model,
-                    &self.bounds,
-                    listener,
-                    reveal,
-                    segment,
-                )?;
+                walk(choice, &mut self.sampler, &mut self.stats, &self.bounds, shown, segment)?;
             }
         }
         self.weigh(sequence);
@@ -309,12 +322,10 @@ impl<'r> Writing<'r> {
     }
 
     /// Takes the pass in which the open texts' rows were computed, from segment `first` on.
-    fn written(
+    pub(crate) fn written(
         &mut self,
-        model: Model<'_>,
         sequence: &mut Sequence,
-        listener: &mut Listener<'_>,
-        reveal: &Reveal,
+        shown: &mut Shown<'_, '_, '_>,
         first: usize,
         rows: usize,
     ) -> Result<()> {
@@ -328,16 +339,8 @@ impl<'r> Writing<'r> {
         for (segment, ((choice, cache), reduction)) in (first..).zip(open) {
             let cached = cache.table().len() - choice.speculation.drafted() - 1;
             let known = choice.history().len();
-            let walked = walk(
-                choice,
-                &mut self.sampler,
-                &mut self.stats,
-                model,
-                &self.bounds,
-                listener,
-                reveal,
-                segment,
-            );
+            let walked =
+                walk(choice, &mut self.sampler, &mut self.stats, &self.bounds, shown, segment);
             // An end token that was guessed right is accepted, but it is no text.
             let made = choice.history().len() - known;
             let committed = choice.speculation.accepted().min(made);
@@ -348,14 +351,14 @@ impl<'r> Writing<'r> {
             }
             walked?;
             let settled = Step {
-                backbone: model.backbone,
+                backbone: shown.model.backbone,
                 speculation: &choice.speculation,
                 committed,
                 tokens,
                 prompt: choice.prompt(),
                 seed: self.bounds.seed,
                 choice: choice.index as u32,
-                reveal,
+                reveal: shown.reveal,
                 segment,
                 cached,
             };
@@ -364,14 +367,14 @@ impl<'r> Writing<'r> {
                 kept.clear();
                 *spoilt = true;
             }
-            tell_evicted(listener, Some(choice.index), evicted?);
+            tell_evicted(shown.listener, Some(choice.index), evicted?);
         }
         let committed = self.stats.drawn_tokens - before;
         self.stats.decode_tokens += committed;
         self.stats.draft_seconds = self.choices.iter().map(|c| c.speculation.seconds).sum();
         self.stats.reduce_seconds = self.reductions.iter().map(|r| r.seconds).sum();
-        self.stats.decode_seconds = self.seconds(listener);
-        listener.tell(Event::Step { rows, committed });
+        self.stats.decode_seconds = self.seconds(shown.listener);
+        shown.listener.tell(Event::Step { rows, committed });
         self.weigh(sequence);
         Ok(())
     }
@@ -439,17 +442,15 @@ fn tell_evicted(listener: &mut Listener<'_>, choice: Option<usize>, evicted: Opt
 
 /// Draws a choice's next tokens from the logits of `segment`, as far as they were guessed and one
 /// more, and reports them.
-#[allow(clippy::too_many_arguments, reason = "the parts of a request, borrowed apart")]
 fn walk(
     choice: &mut Choice,
     sampler: &mut Sampler,
     stats: &mut Stats,
-    model: Model<'_>,
     bounds: &Bounds,
-    listener: &mut Listener<'_>,
-    reveal: &Reveal,
+    shown: &mut Shown<'_, '_, '_>,
     segment: usize,
 ) -> Result<()> {
+    let Shown { model, reveal, listener } = shown;
     choice.speculation.begin(choice.history().len());
     loop {
         let made = choice.made();
@@ -471,117 +472,4 @@ fn walk(
         listener.tell(Event::Judged { choice: choice.index, drafted, accepted, depth });
     }
     Ok(())
-}
-
-/// One request's part in a step.
-pub(crate) struct Part<'p, 'r, 'l> {
-    writing: &'p mut Writing<'r>,
-    sequence: &'p mut Sequence,
-    listener: &'p mut Listener<'l>,
-    /// Most rows of its prompt.
-    most: usize,
-    /// What went wrong with this request alone. It must not take part in a step again.
-    pub(crate) failed: Option<Error>,
-}
-
-impl<'p, 'r, 'l> Part<'p, 'r, 'l> {
-    pub(crate) fn new(
-        writing: &'p mut Writing<'r>,
-        sequence: &'p mut Sequence,
-        listener: &'p mut Listener<'l>,
-        most: usize,
-    ) -> Self {
-        Self { writing, sequence, listener, most, failed: None }
-    }
-}
-
-/// Memory that steps use again.
-#[derive(Default)]
-pub(crate) struct Space {
-    pub(crate) reveal: Reveal,
-    segments: Vec<Segment<'static>>,
-    active: Vec<usize>,
-}
-
-/// One pass for all `parts`, which must be open and, if there are several, must all share.
-///
-/// # Errors
-/// If the pass failed: then nothing has changed. What goes wrong with one part alone is in
-/// [`Part::failed`].
-pub(crate) fn step(
-    model: Model<'_>,
-    parts: &mut [Part<'_, '_, '_>],
-    space: &mut Space,
-) -> Result<()> {
-    let layers: Vec<usize> = (0..model.backbone.spec().layers).collect();
-    space.active.clear();
-    let mut received = None;
-    let all: usize = parts.iter_mut().map(|p| p.writing.rows(p.most)).sum();
-    for part in parts.iter_mut() {
-        let beside = all.saturating_sub(1);
-        part.failed = part.writing.prepare(model, part.sequence, beside).err();
-        if part.writing.phase == Phase::Writing {
-            received = part.writing.received();
-            if let Some(schedule) = &mut part.writing.schedule {
-                schedule.layers(part.writing.steps, layers.len(), &mut space.active)?;
-            }
-        }
-    }
-    let mut segments = recycle(std::mem::take(&mut space.segments));
-    let mut seats = Vec::with_capacity(parts.len());
-    // By part: its first segment and the one after its last.
-    let mut spans = Vec::with_capacity(parts.len());
-    for part in parts.iter_mut() {
-        let first = segments.len();
-        if part.failed.is_none() {
-            part.writing.lay_out(part.sequence, part.most, &mut segments, &mut seats);
-        }
-        spans.push(first..segments.len());
-    }
-    if segments.is_empty() {
-        return Ok(());
-    }
-    let counts: Vec<usize> = segments.iter().map(|s| s.positions.len()).collect();
-    let held: Vec<u64> = segments
-        .iter()
-        .map(|s| s.cache.as_ref().map_or(0, |c| c.table().total_rows() as u64))
-        .collect();
-    let mut seats = Seats::new(seats);
-    let mut pass = Pass::new(&mut segments);
-    pass.sites = seats.as_mut().map(|s| s as &mut dyn Sites);
-    if let Some(heads) = received {
-        pass.taps.received = Received { layers: &layers, heads, by_row: true };
-    }
-    if !space.active.is_empty() {
-        pass.layers = Layers::Only(&space.active);
-    }
-    let made = model.backbone.forward(&mut pass, &mut space.reveal);
-    let unread = seats.map(|s| s.unread).unwrap_or_default();
-    space.segments = recycle(segments);
-    made?;
-    for (part, span) in parts.iter_mut().zip(spans).filter(|(p, _)| p.failed.is_none()) {
-        let Part { writing, sequence, listener, .. } = part;
-        let rows = counts[span.clone()].iter().sum();
-        writing.stats.passes += 1;
-        writing.stats.rows += rows;
-        let reveal = &space.reveal;
-        let taken = if writing.phase == Phase::Reading {
-            writing.read(model, sequence, listener, reveal, span.start, rows)
-        } else {
-            for segment in span.clone() {
-                let unread = unread.get(segment).copied().unwrap_or(0);
-                writing.stats.read_rows += held[segment] - unread.min(held[segment]);
-            }
-            writing.written(model, sequence, listener, reveal, span.start, rows)
-        };
-        part.failed = taken.err();
-    }
-    Ok(())
-}
-
-/// An empty vector with the memory of another: segments borrow for one pass only, so their vector
-/// cannot live longer, but its memory can (collecting in place does not allocate).
-fn recycle<'b>(mut memory: Vec<Segment<'_>>) -> Vec<Segment<'b>> {
-    memory.clear();
-    memory.into_iter().map_while(|_| None).collect()
 }

@@ -4,7 +4,7 @@
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tessera_model::toy::{self, Flavour};
 use tessera_runtime::{Options, Session};
 use tessera_serve::{App, Config, router};
@@ -57,3 +57,8 @@ pub fn events(text: &str) -> Vec<String> {
 
 pub const CHAT: &str = "/v1/chat/completions";
 pub const COMPLETION: &str = "/v1/completions";
+
+/// A conversation of one message.
+pub fn hello() -> Value {
+    json!([{ "role": "user", "content": "Hello" }])
+}
