@@ -65,7 +65,8 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ").replace('<', "&lt;")
 }
 
-fn promise(entry: &MethodEntry) -> &'static str {
+/// What an entry promises about the text, in a word; what it is, for one that makes none.
+pub fn promise(entry: &MethodEntry) -> &'static str {
     match entry.kind {
         Kind::Program => "program",
         Kind::Objective => "objective",

@@ -15,8 +15,8 @@ use axum::response::{Html, IntoResponse, Response};
 use minijinja::Environment;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tessera_core::entry::{Exactness, Kind, MethodEntry, find};
-use tessera_measure::catalogue::{latest, measured, search};
+use tessera_core::entry::{Exactness, MethodEntry, find};
+use tessera_measure::catalogue::{latest, measured, promise, search};
 use tessera_measure::record::{self, Record};
 use tessera_measure::{report, usual};
 use tessera_runtime::METHODS;
@@ -122,14 +122,6 @@ fn role(entry: &MethodEntry) -> String {
 fn word(value: &impl Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().replace('_', " ")
-}
-
-fn promise(entry: &MethodEntry) -> &'static str {
-    match entry.kind {
-        Kind::Program => "program",
-        Kind::Objective => "objective",
-        Kind::Policy | Kind::Loop => entry.exactness.word(),
-    }
 }
 
 /// A line of the catalogue.
