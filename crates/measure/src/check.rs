@@ -364,6 +364,7 @@ impl Measured<'_> {
         Row {
             category: category.unwrap_or("overall").to_owned(),
             speed: over(Part::Plain),
+            pairs: self.pairs(at, category, &|at| part(at) == Part::Plain),
             over_rival: over(Part::Rival),
             over_control: over(Part::Control),
             rate: if rates.is_empty() { 0.0 } else { median(&rates) },
@@ -376,6 +377,20 @@ impl Measured<'_> {
             counts,
             text: self.agreement(at, category),
         }
+    }
+
+    /// The speed over another arm of every pair of turns, if prompts have several.
+    fn pairs(
+        &self,
+        at: usize,
+        category: Option<&str>,
+        is_other: &dyn Fn(usize) -> bool,
+    ) -> Option<Interval> {
+        let other = (0..self.arms.len()).find(|&o| is_other(o) && o != at)?;
+        let ratio = |s: &Sample<'_>| Some(s.trials[other].pace()? / s.trials[at].pace()?);
+        let ratios: Vec<f64> = self.of(category).filter_map(ratio).collect();
+        let prompts = self.of(category).filter(|s| s.turn == 0).count();
+        (ratios.len() > prompts).then(|| Interval::of(&ratios))
     }
 
     fn agreement(&self, at: usize, category: Option<&str>) -> Agreement {

@@ -141,6 +141,10 @@ pub struct Row {
     pub category: String,
     /// Speed over the plain run's of the same prompt and turn; `None` for the plain run itself.
     pub speed: Option<Interval>,
+    /// The same over all pairs of turns, as if those of a prompt were independent; `None` if each prompt ran
+    /// once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Interval>,
     /// Speed over the baseline's of the same prompt and turn.
     pub over_rival: Option<Interval>,
     /// Speed over the control's of the same prompt and turn.

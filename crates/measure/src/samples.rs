@@ -225,6 +225,7 @@ pub(crate) fn record() -> Record {
         Row {
             category: category.into(),
             speed: against(Part::Plain),
+            pairs: None,
             over_rival: against(Part::Rival),
             over_control: against(Part::Control),
             rate: short(100.0 * speed),

@@ -6,6 +6,7 @@ pub mod arch;
 pub mod candle;
 pub mod chat;
 pub mod cpu;
+pub mod encoder;
 mod file_error;
 pub mod gguf;
 mod hyper;

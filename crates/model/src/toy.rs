@@ -2,6 +2,7 @@
 //! methods obey. Small enough for a naive reference in `f64`, and shaped so that every feature of
 //! a [`Blueprint`] is switched on by one flavour at least.
 
+pub mod encoder;
 mod file;
 
 use std::collections::HashMap;

@@ -41,6 +41,7 @@ pub use tessera_methods::continuations::Continuations;
 pub use tessera_methods::programs::{exact_byte_level, reagent};
 pub use tessera_methods::{ENTRIES as METHODS, predicate};
 pub use tessera_model::chat::{Chat, Message};
+pub use tessera_model::encoder::{EncodeError, Encoder};
 pub use tessera_model::tokenizer::Special;
 
 /// Result with this crate's [`Error`].

@@ -93,7 +93,12 @@ fn locate(reference: &str, options: &Options) -> Result<Located> {
     if options.offline {
         store = store.offline("the session was opened offline");
     }
-    Ok(store.ensure(reference)?)
+    let located = store.ensure(reference)?;
+    if located.entry.as_ref().is_some_and(|entry| entry.makes_embeddings()) {
+        let what = format!("model = {reference}: makes embeddings and writes no text");
+        return Err(Error::Option { what });
+    }
+    Ok(located)
 }
 
 impl Session {

@@ -180,6 +180,14 @@ pub enum Encoding {
     Base64,
 }
 
+/// Which model is to be loaded instead.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SwapModel {
+    /// Its name, one of those that the server was started with.
+    pub model: String,
+}
+
 /// A text to be cut into tokens.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -1,7 +1,6 @@
 //! Chats and completions: what both begin with, and whole answers.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -9,14 +8,14 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tessera_runtime::{FinishReason, Outcome, Request, Session};
+use tessera_runtime::{FinishReason, Outcome, Session};
 
 use crate::asked::{alternatives, conversation, named, request, token_lists};
 use crate::fault::Fault;
 use crate::fields::{Generate, read};
 use crate::guard::Caller;
 use crate::scored::{Scores, score};
-use crate::state::App;
+use crate::state::{App, Pieces};
 use crate::stream;
 use crate::tools::{Call, Tools};
 use crate::worker::Piece;
@@ -44,10 +43,10 @@ impl Way {
 }
 
 /// What both ways begin with: the fields, and the model that they may name.
-fn opened<'a>(app: &'a App, body: &Bytes) -> Result<(Generate, &'a Arc<Session>), Fault> {
+fn opened(app: &App, body: &Bytes) -> Result<(Generate, Arc<Session>), Fault> {
     let fields: Generate = read(body)?;
     let session = app.session()?;
-    named(session, fields.model.as_deref())?;
+    named(&session, fields.model.as_deref())?;
     Ok((fields, session))
 }
 
@@ -58,6 +57,7 @@ pub(crate) async fn chat(
     body: Bytes,
 ) -> Result<Response, Fault> {
     let (fields, session) = opened(&app, &body)?;
+    let session = &session;
     if fields.prompt.is_some() || fields.echo {
         return Err(Fault::field(
             "prompt",
@@ -77,11 +77,11 @@ pub(crate) async fn chat(
         return Err(Fault::field("details", "details: are told in a stream. Next: stream = true"));
     }
     if fields.stream {
-        return stream::stream(&app, caller, &fields, request, Way::Chat, tools);
+        return stream::stream(&app, session, caller, &fields, request, Way::Chat, tools);
     }
     let seed = request.seed;
     let prompt = request.prompt.clone();
-    let outcome = whole(&app, caller, request, app.deadline()).await?;
+    let outcome = outcome(app.ask(session, request, caller.0, app.deadline())?).await?;
     let scores = scored(session, &prompt, &outcome, wanted).await?;
     let (id, created) = app.stamp("chatcmpl");
     let choices: Vec<Value> = outcome
@@ -132,6 +132,7 @@ pub(crate) async fn completions(
     body: Bytes,
 ) -> Result<Response, Fault> {
     let (fields, session) = opened(&app, &body)?;
+    let session = &session;
     if fields.tools.is_some() || fields.tool_choice.is_some() {
         return Err(Fault::field("tools", "tools: are for /v1/chat/completions"));
     }
@@ -156,17 +157,26 @@ pub(crate) async fn completions(
     if fields.stream
         && let Some(request) = requests.pop()
     {
-        return stream::stream(&app, caller, &fields, request, Way::Completion, None);
+        return stream::stream(&app, session, caller, &fields, request, Way::Completion, None);
     }
     // One for all prompts.
     let deadline = app.deadline();
     let (mut choices, mut outcomes) = (Vec::new(), Vec::new());
     let seed = requests.first().map_or(0, |request| request.seed);
+    // All of them wait at once, so that they share passes.
+    let mut begun = Vec::with_capacity(requests.len());
     for request in requests {
         let prompt = request.prompt.clone();
-        let outcome = match request.max_tokens {
-            Some(0) => nothing(&prompt),
-            _ => whole(&app, caller, request, deadline).await?,
+        let pieces = match request.max_tokens {
+            Some(0) => None,
+            _ => Some(app.ask(session, request, caller.0, deadline)?),
+        };
+        begun.push((prompt, pieces));
+    }
+    for (prompt, pieces) in begun {
+        let outcome = match pieces {
+            None => nothing(&prompt),
+            Some(pieces) => outcome(pieces).await?,
         };
         for choice in &outcome.choices {
             let (mut text, mut tokens) = (String::new(), Vec::new());
@@ -232,13 +242,7 @@ pub(crate) fn spelt(session: &Session, tokens: &[u32]) -> String {
 }
 
 /// The whole outcome of a request.
-async fn whole(
-    app: &App,
-    caller: Caller,
-    request: Request,
-    deadline: Instant,
-) -> Result<Outcome, Fault> {
-    let mut pieces = app.ask(request, caller.0, deadline)?;
+async fn outcome(mut pieces: Pieces) -> Result<Outcome, Fault> {
     while let Some(piece) = pieces.recv().await {
         match piece {
             Piece::Done(outcome) => return Ok(*outcome),

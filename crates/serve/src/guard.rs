@@ -3,13 +3,17 @@
 //! A page on some other site can make a browser send requests to this machine, and can give its own name
 //! this machine's address. The first is told by `Origin`, the second by `Host`.
 
+use std::time::Instant;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
+use tracing::Instrument as _;
 
 use crate::fault::Fault;
+use crate::operator::PREFIX;
 use crate::state::App;
 
 /// Which key a request came with; 0 where none is needed.
@@ -39,11 +43,11 @@ fn text<'h>(headers: &'h HeaderMap, header: &header::HeaderName) -> Option<&'h s
     headers.get(header).map(|value| value.to_str().unwrap_or("\u{fffd}"))
 }
 
-/// The place of the request's key among the server's. All are compared, each in constant time.
-fn key(app: &App, headers: &HeaderMap) -> Option<usize> {
+/// The place of the request's key among `keys`. All are compared, each in constant time.
+fn key<'k>(keys: impl IntoIterator<Item = &'k String>, headers: &HeaderMap) -> Option<usize> {
     let given = text(headers, &header::AUTHORIZATION)?.strip_prefix("Bearer ")?.trim();
     let mut found = None;
-    for (place, own) in app.config().keys.iter().enumerate() {
+    for (place, own) in keys.into_iter().enumerate() {
         if bool::from(own.as_bytes().ct_eq(given.as_bytes())) {
             found = Some(place);
         }
@@ -70,17 +74,37 @@ fn caller(app: &App, request: &Request) -> Result<Caller, Fault> {
         path,
         "/health" | "/ready" | "/" | "/page.css" | "/page.js" | "/methods" | "/docs"
     ) || path.starts_with("/methods/");
-    if app.config().keys.is_empty() || open {
+    let config = app.config();
+    let refused = |what: &str| Fault::new(StatusCode::UNAUTHORIZED, "invalid_api_key", what);
+    if path.starts_with(PREFIX) && config.operator_key.is_some() {
+        return key(&config.operator_key, headers).map(Caller).ok_or_else(|| {
+            refused(
+                "Authorization: the operator's key is needed. Next: `Authorization: Bearer KEY`",
+            )
+        });
+    }
+    if config.keys.is_empty() || open {
         return Ok(Caller(0));
     }
-    key(app, headers).map(Caller).ok_or_else(|| {
-        let what = "Authorization: a key is needed. Next: the header `Authorization: Bearer KEY`";
-        Fault::new(StatusCode::UNAUTHORIZED, "invalid_api_key", what)
+    key(&config.keys, headers).map(Caller).ok_or_else(|| {
+        refused("Authorization: a key is needed. Next: the header `Authorization: Bearer KEY`")
     })
 }
 
-/// Lets a request through, with its [`Caller`], or answers it.
-pub(crate) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
+/// Lets a request through, with its [`Caller`], or answers it; and logs it, without what it says.
+pub(crate) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    // The part of an address after `?` may hold anything.
+    let span =
+        tracing::info_span!("request", method = %request.method(), path = request.uri().path());
+    let response = checked(app, request, next).instrument(span.clone()).await;
+    let (status, seconds) = (response.status().as_u16(), begun.elapsed().as_secs_f64());
+    // A stream goes on after this: what it came to is told when it ends.
+    span.in_scope(|| tracing::info!(status, seconds, "answered"));
+    response
+}
+
+async fn checked(app: App, mut request: Request, next: Next) -> Response {
     match caller(&app, &request) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);

@@ -12,10 +12,11 @@
 //! | `stream` | the same as server-sent events |
 //! | `tools` | functions that a model may call, and its calls |
 //! | `scored` | logarithms of probabilities of given tokens (`echo`, `logprobs`) |
-//! | `embedded` | embeddings by pooling |
+//! | `embedded` | embeddings: of an encoder, or by pooling |
 //! | `pages` | models, tokens, health, metrics, the OpenAPI file |
 //! | `page` | the pages for people, and checks run from them |
-//! | `guard` | hosts, origins, keys |
+//! | `guard` | hosts, origins, keys; a line of the log for each request |
+//! | `operator` | another model, for the operator |
 //! | `worker` | the thread that runs the model: who is admitted, ended and told what |
 //! | `prefixes` | rows of prompts that were computed before, by caller |
 
@@ -26,6 +27,7 @@ mod fields;
 mod generate;
 mod guard;
 mod metrics;
+mod operator;
 mod page;
 mod pages;
 mod prefixes;
@@ -46,7 +48,7 @@ use axum::routing::{get, post};
 use tessera_runtime::Session;
 
 pub use fault::Fault;
-pub use state::{App, Loading};
+pub use state::{App, Loading, Models};
 
 /// How a server is run.
 #[derive(Debug, Clone)]
@@ -57,6 +59,10 @@ pub struct Config {
     pub port: u16,
     /// Keys, one of which a request has to carry; none where the address is this machine's own.
     pub keys: Vec<String>,
+    /// Names of models that the operator may ask for instead of the first (`POST /admin/model`).
+    pub models: Vec<String>,
+    /// The key that the operator has to bring. Needed where others have keys.
+    pub operator_key: Option<String>,
     /// Further names that requests may call this server by, without the port.
     pub names: Vec<String>,
     /// Slugs of the methods that requests may ask for; `None` for all that are part of a run.
@@ -90,6 +96,8 @@ impl Default for Config {
             host: IpAddr::from([127, 0, 0, 1]),
             port: 8080,
             keys: Vec::new(),
+            models: Vec::new(),
+            operator_key: None,
             names: Vec::new(),
             methods: None,
             recipe: tessera_runtime::Recipe::plain(),
@@ -139,8 +147,20 @@ impl Config {
             );
             return Err(Error::Setting(what));
         }
-        if self.keys.iter().any(|key| key.len() < 8) {
+        if self.keys.iter().chain(&self.operator_key).any(|key| key.len() < 8) {
             return Err(Error::Setting("a key is shorter than 8 bytes: make it longer".to_owned()));
+        }
+        match &self.operator_key {
+            Some(key) if self.keys.contains(key) => {
+                let what = "the operator's key is one of the callers': make another";
+                return Err(Error::Setting(what.to_owned()));
+            }
+            None if !self.models.is_empty() && !self.keys.is_empty() => {
+                let what = "swap-model: whoever has a key could change the model. Next: \
+                            --operator-key-file FILE";
+                return Err(Error::Setting(what.to_owned()));
+            }
+            _ => {}
         }
         for (name, value) in [
             ("max-queue", self.queue),
@@ -175,6 +195,7 @@ pub fn router(app: App) -> Router {
         .route("/version", get(pages::version))
         .route("/metrics", get(pages::metrics))
         .route("/openapi.json", get(pages::openapi))
+        .route("/admin/model", post(operator::swap))
         .route("/v1/methods", get(page::listed))
         .route("/v1/methods/{slug}/check", post(page::check))
         .route("/", get(page::chat))
@@ -191,13 +212,15 @@ pub fn router(app: App) -> Router {
 }
 
 /// Serves until `stop` ends, then finishes what has begun. `load` runs on the worker's thread while the
-/// server already answers `/health`; `ready` hears the address once it is listened on.
+/// server already answers `/health`, and `again` if the operator asks for another model; `ready` hears the
+/// address once it is listened on.
 ///
 /// # Errors
 /// [`Error`], or what `load` reports.
-pub async fn serve<E: Send + 'static>(
+pub async fn serve<E: Send + 'static, M: Into<Models>>(
     config: Config,
-    load: impl FnOnce() -> Result<Session, E> + Send + 'static,
+    load: impl FnOnce() -> Result<M, E> + Send + 'static,
+    again: impl FnMut(&str) -> Result<Session, String> + Send + 'static,
     ready: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Result<(), E>, Error> {
@@ -205,7 +228,7 @@ pub async fn serve<E: Send + 'static>(
     let address = SocketAddr::new(config.host, config.port);
     let listen = tokio::net::TcpListener::bind(address).await;
     let listener = listen.map_err(|source| Error::Listen { address, source })?;
-    let (app, loading) = App::begin(config, load);
+    let (app, loading) = App::begin_with(config, load, again);
     ready(listener.local_addr()?);
     let (failed, broken) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {

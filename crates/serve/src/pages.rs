@@ -12,27 +12,32 @@ use tessera_runtime::{METHODS, Special};
 
 use crate::asked::{known_tokens, named};
 use crate::fault::Fault;
-use crate::fields::{Detokenize, Embed, Generate, Tokenize, read};
+use crate::fields::{Detokenize, Embed, Generate, SwapModel, Tokenize, read};
 use crate::generate::spelt;
 use crate::state::App;
 
 /// GET /v1/models.
 pub(crate) async fn models(State(app): State<App>) -> Result<Json<Value>, Fault> {
-    let info = app.session()?.info();
-    Ok(Json(json!({
-        "object": "list",
-        "data": [{
-            "id": info.name, "object": "model", "created": 0, "owned_by": "tessera",
-            "context": info.context, "architecture": info.arch, "chat": info.chat,
-        }],
-    })))
+    let session = app.session()?;
+    let info = session.info();
+    let mut all = vec![json!({
+        "id": info.name, "object": "model", "created": 0, "owned_by": "tessera",
+        "context": info.context, "architecture": info.arch, "chat": info.chat,
+    })];
+    if let Some(encoder) = app.encoder() {
+        all.push(json!({
+            "id": encoder.name(), "object": "model", "created": 0, "owned_by": "tessera",
+            "context": encoder.longest(), "architecture": "bert", "chat": false,
+        }));
+    }
+    Ok(Json(json!({ "object": "list", "data": all })))
 }
 
 /// POST /tokenize.
 pub(crate) async fn tokenize(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Fault> {
     let asked: Tokenize = read(&body)?;
     let session = app.session()?;
-    named(session, asked.model.as_deref())?;
+    named(&session, asked.model.as_deref())?;
     let tokens = match (&asked.content, &asked.prompt) {
         (Some(text), None) => session.vocabulary().encode(text),
         (None, Some(text)) if asked.add_special_tokens.unwrap_or(true) => {
@@ -53,15 +58,16 @@ pub(crate) async fn tokenize(State(app): State<App>, body: Bytes) -> Result<Json
 pub(crate) async fn detokenize(State(app): State<App>, body: Bytes) -> Result<Json<Value>, Fault> {
     let asked: Detokenize = read(&body)?;
     let session = app.session()?;
-    known_tokens(session, &asked.tokens, "tokens")?;
-    let text = spelt(session, &asked.tokens);
+    known_tokens(&session, &asked.tokens, "tokens")?;
+    let text = spelt(&session, &asked.tokens);
     // By vLLM's name too.
     Ok(Json(json!({ "content": text, "prompt": text })))
 }
 
 /// GET /tokenizer_info: the tokens that mark where texts begin and end.
 pub(crate) async fn tokenizer(State(app): State<App>) -> Result<Json<Value>, Fault> {
-    let tokenizer = app.session()?.tokenizer();
+    let session = app.session()?;
+    let tokenizer = session.tokenizer();
     let spelt = |token: Option<u32>| token.map(|token| tokenizer.spelling(token).into_owned());
     Ok(Json(json!({
         "tokenizer_class": "tessera", "vocab_size": tokenizer.vocab_size(),
@@ -133,8 +139,13 @@ pub fn document() -> Value {
     post("/v1/embeddings", "Embed texts.", of::<Embed>(&mut schemas));
     post("/tokenize", "Cut a text into tokens.", of::<Tokenize>(&mut schemas));
     post("/detokenize", "Make tokens a text.", of::<Detokenize>(&mut schemas));
+    post(
+        "/admin/model",
+        "Change the model for another (operator's key).",
+        of::<SwapModel>(&mut schemas),
+    );
     for (path, what) in [
-        ("/v1/models", "The loaded model."),
+        ("/v1/models", "The loaded models."),
         ("/tokenizer_info", "The tokens that mark where texts begin and end."),
         ("/v1/methods", "The methods, with their claims and last records."),
         ("/health", "Whether the model is loaded."),

@@ -28,13 +28,13 @@ const ALIVE: Duration = Duration::from_secs(15);
 /// As [`App::ask`].
 pub(crate) fn stream(
     app: &App,
+    session: &Arc<Session>,
     caller: Caller,
     fields: &Generate,
     request: Request,
     way: Way,
     tools: Option<Tools>,
 ) -> Result<Response, Fault> {
-    let session = app.session()?;
     let (id, created) = app.stamp(if way == Way::Chat { "chatcmpl" } else { "cmpl" });
     let mut teller = Teller {
         id,
@@ -50,7 +50,8 @@ pub(crate) fn stream(
         tools,
     };
     let first = teller.begin(request.choices);
-    let pieces = UnboundedReceiverStream::new(app.ask(request, caller.0, app.deadline())?);
+    let pieces =
+        UnboundedReceiverStream::new(app.ask(session, request, caller.0, app.deadline())?);
     let rest = pieces.map(move |piece| teller.tell(piece));
     let events = flat(tokio_stream::iter([first]).chain(rest)).map(Ok::<_, Infallible>);
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(ALIVE)).into_response())

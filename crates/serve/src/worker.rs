@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io::Write;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -21,6 +20,7 @@ use tessera_runtime::{
     Shape,
 };
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::Span;
 
 use crate::fault::Fault;
 use crate::metrics::Metrics;
@@ -32,6 +32,14 @@ pub(crate) enum Work {
     Text(Box<Request>),
     /// The record of a method, measured while nothing else runs.
     Check(String),
+    /// Another model, once all that came before is done.
+    Swap(String),
+}
+
+/// A model that is to be loaded instead.
+pub(crate) struct Swap {
+    pub(crate) model: String,
+    pub(crate) pieces: UnboundedSender<Piece>,
 }
 
 /// Something on its way to the model.
@@ -42,6 +50,8 @@ pub(crate) struct Job {
     pub(crate) pieces: UnboundedSender<Piece>,
     /// When it has to be done.
     pub(crate) deadline: Instant,
+    /// The request that it is part of, for the log.
+    pub(crate) span: Span,
 }
 
 /// How a piece of text came to be.
@@ -115,6 +125,10 @@ pub(crate) enum Piece {
     Failed(tessera_runtime::Error),
     /// A check could not be made.
     Unchecked(tessera_measure::Error),
+    /// The model was changed.
+    Swapped,
+    /// The other model could not be loaded.
+    Unloaded,
 }
 
 /// What the worker may use.
@@ -147,10 +161,16 @@ struct Running {
     /// What its last step made, not sent yet.
     fresh: Rc<RefCell<Vec<Piece>>>,
     late: bool,
+    span: Span,
 }
 
-/// Answers jobs until nobody can send any.
-pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics, limits: Limits) {
+/// Answers jobs until nobody can send any, or until all that came before a swap is done.
+pub(crate) fn run(
+    session: &Session,
+    jobs: &Receiver<Job>,
+    metrics: &Metrics,
+    limits: Limits,
+) -> Option<Swap> {
     let mut worker = Worker {
         session,
         metrics,
@@ -166,7 +186,7 @@ pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics, li
         if worker.running.is_empty() && worker.waiting.is_empty() {
             match jobs.recv() {
                 Ok(job) => worker.waiting.push_back(job),
-                Err(_) => return,
+                Err(_) => return None,
             }
         }
         // Nothing more now, or never again: what is there is finished.
@@ -175,6 +195,10 @@ pub(crate) fn run(session: &Session, jobs: &Receiver<Job>, metrics: &Metrics, li
         }
         worker.weed();
         worker.admit();
+        let swap = worker.swap();
+        if swap.is_some() {
+            return swap;
+        }
         worker.step();
     }
 }
@@ -201,7 +225,7 @@ fn curve(session: &Session) -> Option<CostCurve> {
         Ok(tuned) => tuned.map(|tuned| tuned.curve),
         Err(error) => {
             // No reason not to answer.
-            let _ = writeln!(std::io::stderr(), "note: {error}");
+            tracing::warn!(%error, "what `tessera tune` found is not used");
             None
         }
     }
@@ -212,8 +236,10 @@ impl<'s> Worker<'s> {
     fn weed(&mut self) {
         let (now, metrics) = (Instant::now(), self.metrics);
         self.waiting.retain(|job| {
-            let gone = job.pieces.is_closed();
-            let late = now > job.deadline;
+            // Nothing else is taken in until a swap is made, so it is made in any case.
+            let swaps = matches!(job.work, Work::Swap(_));
+            let gone = job.pieces.is_closed() && !swaps;
+            let late = now > job.deadline && !swaps;
             if gone {
                 metrics.left.fetch_add(1, Ordering::Relaxed);
             } else if late {
@@ -234,23 +260,43 @@ impl<'s> Worker<'s> {
         }
     }
 
-    /// The waiting request whose turn it is: the oldest of the callers that have the fewest running.
+    /// The waiting request whose turn it is: the oldest of the callers that have the fewest running. A swap
+    /// comes last: whatever waits beside it came before it.
     fn turn(&self) -> Option<usize> {
         let busy = |caller| self.running.iter().filter(|r| r.caller == caller).count();
-        (0..self.waiting.len()).min_by_key(|&i| (busy(self.waiting[i].caller), i))
+        let swaps = |job: &Job| matches!(job.work, Work::Swap(_));
+        let key = |&i: &usize| (swaps(&self.waiting[i]), busy(self.waiting[i].caller), i);
+        (0..self.waiting.len()).min_by_key(key)
+    }
+
+    /// The swap that is all that is left to do.
+    fn swap(&mut self) -> Option<Swap> {
+        let first = self.turn().filter(|_| self.running.is_empty())?;
+        match self.waiting.remove(first) {
+            Some(Job { work: Work::Swap(model), pieces, .. }) => {
+                self.metrics.queued.fetch_sub(1, Ordering::Relaxed);
+                Some(Swap { model, pieces })
+            }
+            Some(job) => {
+                self.waiting.insert(first, job);
+                None
+            }
+            None => None,
+        }
     }
 
     /// Begins what waits, as far as there is room.
     fn admit(&mut self) {
         while let Some(turn) = self.turn() {
             let Some(job) = self.waiting.get(turn) else { return };
-            let Work::Text(request) = &job.work else {
+            let request = match &job.work {
+                Work::Text(request) => request,
                 // It waits for the others, and those behind it for it.
-                if self.running.is_empty() {
+                Work::Check(_) if self.running.is_empty() => {
                     self.check(turn);
                     continue;
                 }
-                return;
+                Work::Check(_) | Work::Swap(_) => return,
             };
             let (texts, bytes) = (request.choices, bytes_needed(self.session, request));
             let used: usize = self.running.iter().map(|r| r.bytes).sum();
@@ -308,7 +354,8 @@ impl<'s> Worker<'s> {
     }
 
     fn begin(&mut self, job: Job, texts: usize, bytes: usize) {
-        let Job { work, caller, pieces, deadline } = job;
+        let Job { work, caller, pieces, deadline, span } = job;
+        let entered = span.clone().entered();
         let Work::Text(mut request) = work else { return };
         if let Some(curve) = &self.curve
             && request.recipe.curve().is_none()
@@ -352,6 +399,7 @@ impl<'s> Worker<'s> {
                     bytes,
                     fresh,
                     late,
+                    span: entered.exit(),
                 });
                 self.metrics.running.store(self.running.len() as u64, Ordering::Relaxed);
             }
@@ -384,7 +432,8 @@ impl<'s> Worker<'s> {
             for piece in one.fresh.borrow_mut().drain(..) {
                 let _ = one.pieces.send(piece);
             }
-            self.conclude(&one.pieces, outcome.map_err(Into::into), one.late);
+            let outcome = outcome.map_err(Into::into);
+            one.span.in_scope(|| self.conclude(&one.pieces, outcome, one.late));
             self.prefixes.keep(one.caller, sequence);
         }
         self.metrics.running.store(self.running.len() as u64, Ordering::Relaxed);
@@ -436,7 +485,20 @@ impl<'s> Worker<'s> {
                 let cancelled =
                     |c: &tessera_runtime::Completion| matches!(c.reason, FinishReason::Cancelled);
                 let late = late && outcome.choices.iter().any(cancelled);
-                self.metrics.done(&outcome.stats, late, pieces.is_closed());
+                let (stats, left) = (&outcome.stats, pieces.is_closed());
+                self.metrics.done(stats, late, left);
+                tracing::info!(
+                    prompt_tokens = stats.prompt_tokens,
+                    reused_tokens = stats.reused_tokens,
+                    drawn_tokens = stats.drawn_tokens,
+                    drafted_tokens = stats.drafted_tokens,
+                    accepted_tokens = stats.accepted_tokens,
+                    prefill_seconds = stats.prefill_seconds,
+                    decode_seconds = stats.decode_seconds,
+                    late,
+                    left,
+                    "generated"
+                );
                 let last = if late { Piece::Late } else { Piece::Done(Box::new(outcome)) };
                 // Whoever asked may be gone.
                 let _ = pieces.send(last);
@@ -449,7 +511,7 @@ impl<'s> Worker<'s> {
         self.metrics.failed.fetch_add(1, Ordering::Relaxed);
         // What is wrong with a request is told to whoever sent it, and may quote it.
         if Fault::of(&error).status.is_server_error() {
-            let _ = writeln!(std::io::stderr(), "a request failed: {error}");
+            tracing::error!(%error, "a request failed");
         }
         let _ = pieces.send(Piece::Failed(error));
     }

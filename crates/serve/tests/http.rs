@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use axum::http::{Request, StatusCode, header};
 use common::{CHAT, COMPLETION, ask, events, hello, plain, post, served, session, text, toy};
 use serde_json::{Value, json};
 use tessera_model::toy;
-use tessera_runtime::{Control, Prompt};
+use tessera_runtime::{Control, Prompt, Session};
 use tessera_serve::{App, Config, router, serve};
 use tower::ServiceExt;
 
@@ -354,11 +355,12 @@ async fn a_server_ends_when_it_is_told_to_and_when_there_is_no_model() {
     let patience = Duration::from_secs(20);
     let any = || Config { port: 0, ..Config::default() };
     let later = tokio::time::sleep(Duration::from_millis(300));
-    let told =
-        serve(any(), || Ok::<_, String>(toy()), |address| assert!(address.port() > 0), later);
+    let no_other = |_: &str| Err("no other".to_owned());
+    let heard = |address: SocketAddr| assert!(address.port() > 0);
+    let told = serve(any(), || Ok::<_, String>(toy()), no_other, heard, later);
     assert_eq!(tokio::time::timeout(patience, told).await.unwrap().unwrap(), Ok(()));
     let never = std::future::pending();
-    let none = serve(any(), || Err("no model".to_owned()), |_| (), never);
+    let none = serve(any(), || Err::<Session, _>("no model".to_owned()), no_other, |_| (), never);
     assert_eq!(
         tokio::time::timeout(patience, none).await.unwrap().unwrap(),
         Err("no model".to_owned())

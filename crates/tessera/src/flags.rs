@@ -5,12 +5,13 @@ use std::path::Path;
 
 use clap::Args;
 use tessera_measure::tuned::{Tuned, data_dir};
-use tessera_runtime::{Backend, METHODS, Options, Recipe, Request, Sampling, Session};
+use tessera_runtime::{Backend, Encoder, METHODS, Options, Recipe, Request, Sampling, Session};
 
 use crate::Globals;
 use crate::commands::store;
 use crate::commands::tune::typed;
 use crate::constraints::{ConstraintFlags, method_call};
+use crate::failure::BadUsage;
 use crate::pull_progress::PullProgress;
 use crate::slow_bar::SlowBar;
 
@@ -105,6 +106,20 @@ impl ModelFlags {
         })
     }
 
+    /// Finds or fetches an encoder and loads it.
+    pub(crate) fn open_encoder(&self, globals: &Globals, name: &str) -> anyhow::Result<Encoder> {
+        let mut pull = PullProgress::new(name, globals.quiet);
+        let located = store(globals)?.ensure_with(name, &mut |event| pull.hear(event))?;
+        if located.entry.as_ref().is_some_and(|entry| !entry.makes_embeddings()) {
+            let what = format!(
+                "embedding-model = {name}: writes text; its own embeddings are means of its last hidden \
+                 states, without this flag. Next: all-minilm"
+            );
+            return Err(BadUsage(what).into());
+        }
+        Ok(Encoder::open(&located.name, &located.path, self.threads)?)
+    }
+
     /// Opens the model; `draft` is told its name and file and says which draft model it needs.
     fn open_as(
         &self,
@@ -116,6 +131,13 @@ impl ModelFlags {
         let find = |name: &str| {
             let mut pull = PullProgress::new(name, globals.quiet);
             let located = store.ensure_with(name, &mut |event| pull.hear(event))?;
+            if located.entry.as_ref().is_some_and(|entry| entry.makes_embeddings()) {
+                let what = format!(
+                    "model = {name}: makes embeddings and writes no text. Next: `tessera serve \
+                     --embedding-model {name}`, or another model"
+                );
+                return Err(BadUsage(what).into());
+            }
             let bytes = std::fs::metadata(&located.path).map_or(0, |m| m.len());
             anyhow::Ok((located, bytes))
         };

@@ -9,6 +9,7 @@ mod conversation;
 mod failure;
 mod flags;
 mod interrupt;
+mod logging;
 mod measuring;
 mod printer;
 mod pull_progress;

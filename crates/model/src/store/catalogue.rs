@@ -67,8 +67,9 @@ pub struct Part {
     pub package: String,
     /// Exact version.
     pub version: String,
-    /// Path of the member inside the wheel.
-    pub member: String,
+    /// Path of the member inside the wheel; `None` for the wheel itself, a zip archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }
 
 impl fmt::Display for Source {
@@ -90,7 +91,13 @@ impl fmt::Display for Source {
 impl Entry {
     /// The file's name in the store: the catalogue name with `:` written as `-`.
     pub fn file_name(&self) -> String {
-        format!("{}.gguf", self.name.replace(':', "-"))
+        let ending = if self.makes_embeddings() { "zip" } else { "gguf" };
+        format!("{}.{ending}", self.name.replace(':', "-"))
+    }
+
+    /// Whether it makes embeddings (see [`crate::encoder`]), and no text.
+    pub fn makes_embeddings(&self) -> bool {
+        self.architecture == "bert"
     }
 }
 
@@ -193,8 +200,10 @@ fn check(entry: &Entry) -> Result<(), String> {
                     if !plain(&part.version, "._-+!") {
                         return Err(format!("`{}` is not a version", part.version));
                     }
-                    if !is_safe_file_path(&part.member) {
-                        return Err(format!("`{}` is not a plain relative path", part.member));
+                    if let Some(member) = &part.member
+                        && !is_safe_file_path(member)
+                    {
+                        return Err(format!("`{member}` is not a plain relative path"));
                     }
                 }
             }
@@ -219,7 +228,8 @@ mod tests {
         let fetched = ["smollm2", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "gemma3:270m"];
         assert_eq!(names[..4], fetched);
         let own = ["tessera-mdlm", "tessera-adapted", "tessera-ar", "tessera-any-subset"];
-        assert_eq!(names[4..], own);
+        assert_eq!(names[4..8], own);
+        assert_eq!(names[8..], ["all-minilm"]);
         let parts: Vec<usize> = catalogue
             .entries()
             .iter()
@@ -228,11 +238,12 @@ mod tests {
                 Source::Hub { .. } | Source::Embedded {} => 0,
             })
             .collect();
-        assert_eq!(parts, [1, 6, 22, 4, 0, 0, 0, 0]);
+        assert_eq!(parts, [1, 6, 22, 4, 0, 0, 0, 0, 1]);
         assert_eq!(
             catalogue.get("Qwen2.5-Coder:0.5B").unwrap().file_name(),
             "qwen2.5-coder-0.5b.gguf"
         );
+        assert_eq!(catalogue.get("all-minilm").unwrap().file_name(), "all-minilm.zip");
     }
 
     #[test]

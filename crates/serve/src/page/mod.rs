@@ -4,7 +4,6 @@
 //! a page cannot do without: streams. No build step, nothing from elsewhere, and a policy that keeps it so.
 
 use std::convert::Infallible;
-use std::io::Write;
 use std::sync::OnceLock;
 
 use axum::Json;
@@ -46,7 +45,7 @@ fn templates() -> &'static Environment<'static> {
             ("method.html", include_str!("method.html")),
         ] {
             if let Err(error) = all.add_template(name, text) {
-                let _ = writeln!(std::io::stderr(), "the page's template: {error:#}");
+                tracing::error!("the page's template: {error:#}");
             }
         }
         all
@@ -60,7 +59,7 @@ fn show(name: &str, values: &Value) -> Result<Response, Fault> {
     match made {
         Ok(page) => Ok(([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(page)).into_response()),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "the page {name}: {error:#}");
+            tracing::error!("the page {name}: {error:#}");
             Err(Fault::inside())
         }
     }
@@ -88,7 +87,7 @@ fn model(app: &App) -> Option<Value> {
     let session = app.session().ok()?;
     let info = session.info();
     Some(json!({
-        "name": usual::model_line(session, &info.name).name, "arch": info.arch, "context": info.context,
+        "name": usual::model_line(&session, &info.name).name, "arch": info.arch, "context": info.context,
         "threads": info.threads, "detail": info.detail, "chat": info.chat, "fills": session.filling().is_some(),
     }))
 }

@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tessera_core::entry::find;
 use tessera_runtime::{METHODS, Recipe};
-use tessera_serve::Config;
+use tessera_serve::{Config, Models};
 
 use super::serve_settings::ServeSettings;
 use crate::Globals;
 use crate::constraints::method_call;
 use crate::failure::BadUsage;
 use crate::flags::ModelFlags;
+use crate::logging::{Log, LogFormat, LogLevel};
 
 /// What `serve` takes.
 #[derive(Debug, clap::Args)]
@@ -30,7 +31,24 @@ pub(crate) struct Arguments {
 
 /// The server's configuration.
 fn configuration(all: &ServeSettings) -> anyhow::Result<Config> {
-    let keys = all.api_key_file.as_deref().map_or(Ok(Vec::new()), keys)?;
+    let keys = all
+        .api_key_file
+        .as_deref()
+        .map_or(Ok(Vec::new()), |path| listed_keys("api-key-file", path))?;
+    let operator_key = match &all.operator_key_file {
+        None => None,
+        Some(path) => match listed_keys("operator-key-file", path)?.as_slice() {
+            [only] => Some(only.clone()),
+            several => {
+                let what = format!(
+                    "operator-key-file {}: holds {} keys. Next: write one",
+                    path.display(),
+                    several.len()
+                );
+                return Err(BadUsage(what).into());
+            }
+        },
+    };
     let listed = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     let calls: Vec<_> =
         listed(&all.method).iter().map(|text| method_call(text)).collect::<Result<_, _>>()?;
@@ -43,6 +61,8 @@ fn configuration(all: &ServeSettings) -> anyhow::Result<Config> {
         host: all.host.unwrap_or(own.host),
         port: all.port.unwrap_or(own.port),
         keys,
+        models: listed(&all.swap_model),
+        operator_key,
         names: listed(&all.name),
         methods: (!allow.is_empty()).then_some(allow),
         recipe,
@@ -61,16 +81,15 @@ fn configuration(all: &ServeSettings) -> anyhow::Result<Config> {
 }
 
 /// The keys of a file: its lines, without empty ones and those that begin with `#`.
-fn keys(path: &Path) -> anyhow::Result<Vec<String>> {
+fn listed_keys(flag: &str, path: &Path) -> anyhow::Result<Vec<String>> {
     let text = std::fs::read_to_string(path)
-        .with_context(|| format!("api-key-file {}: cannot be read", path.display()))?;
+        .with_context(|| format!("{flag} {}: cannot be read", path.display()))?;
     let lines =
         text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let keys: Vec<String> = lines.map(str::to_owned).collect();
     match keys.is_empty() {
         true => {
-            let what =
-                format!("api-key-file {}: holds no key. Next: write one a line", path.display());
+            let what = format!("{flag} {}: holds no key. Next: write one a line", path.display());
             Err(BadUsage(what).into())
         }
         false => Ok(keys),
@@ -80,15 +99,28 @@ fn keys(path: &Path) -> anyhow::Result<Vec<String>> {
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     let settings = arguments.settings.resolved(arguments.config.as_deref())?;
     let config = configuration(&settings)?;
+    let level = settings.log.unwrap_or(LogLevel::Warn);
+    let format = settings.log_format.unwrap_or(LogFormat::Text);
+    // Before the asynchronous part begins: what sends spans may not start within it.
+    let _log = Log::begin(level, format, settings.otlp_endpoint.as_deref())?;
     let (flags, globals) = (arguments.flags.clone(), globals.clone());
     let (model, draft) = (settings.model.unwrap_or_default(), settings.draft_model);
     let quiet = globals.quiet;
+    // Nothing is fetched because a request asks for it.
+    let here = Globals { offline: true, quiet: true, ..globals.clone() };
+    let (others, first, its_draft) = (flags.clone(), model.clone(), draft.clone());
+    let again = move |name: &str| {
+        let draft = its_draft.as_deref().filter(|_| name == first);
+        others.open(&here, name, draft).map_err(|error| format!("{error:#}"))
+    };
+    let embeds = settings.embedding_model;
     let load = move || {
-        let session = flags.open(&globals, &model, draft.as_deref());
-        if !quiet && session.is_ok() {
+        let encoder = embeds.map(|name| flags.open_encoder(&globals, &name)).transpose()?;
+        let session = flags.open(&globals, &model, draft.as_deref())?;
+        if !quiet {
             let _ = writeln!(std::io::stderr(), "ready: {model}");
         }
-        session
+        anyhow::Ok(Models { session, encoder })
     };
     let ready = move |address: SocketAddr| {
         if !quiet {
@@ -96,7 +128,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         }
     };
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    runtime.block_on(tessera_serve::serve(config, load, ready, stopped()))?
+    runtime.block_on(tessera_serve::serve(config, load, again, ready, stopped()))?
 }
 
 /// Ends with the first Ctrl-C or SIGTERM; a second Ctrl-C ends the program at once.

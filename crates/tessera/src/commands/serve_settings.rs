@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::BadUsage;
+use crate::logging::{LogFormat, LogLevel};
 
 /// Every setting of the server that may stand in a file. `None` is what was not given.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args, Serialize, Deserialize)]
@@ -23,6 +24,28 @@ pub(crate) struct ServeSettings {
     /// Keys, one a line; a request carries one as `Authorization: Bearer KEY`.
     #[arg(long, value_name = "FILE", env = "TESSERA_API_KEY_FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+    /// A model made for embeddings beside the other: `all-minilm`, or a directory or zip archive as
+    /// sentence-transformers stores it.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) embedding_model: Option<String>,
+    /// A model that the operator may ask for instead of the first (`POST /admin/model`); may be given several
+    /// times. It has to be on this machine already.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) swap_model: Option<Vec<String>>,
+    /// The operator's key; needed for --swap-model where others have keys.
+    #[arg(long, value_name = "FILE", env = "TESSERA_OPERATOR_KEY_FILE")]
+    pub(crate) operator_key_file: Option<PathBuf>,
+    /// What is logged on stderr: a line for each request and answer from info on (default: warn). Never prompts,
+    /// answers or keys.
+    #[arg(long, value_enum, value_name = "LEVEL", env = "TESSERA_LOG")]
+    pub(crate) log: Option<LogLevel>,
+    /// How it is written (default: text).
+    #[arg(long, value_enum, value_name = "FORMAT", env = "TESSERA_LOG_FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Where spans of requests are sent by OpenTelemetry's protocol over HTTP, such as
+    /// http://localhost:4318 (in builds with `--features otel`).
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub(crate) otlp_endpoint: Option<String>,
     /// A further name that requests may call this server by; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<Vec<String>>,
@@ -93,6 +116,12 @@ macro_rules! settings {
             host,
             port,
             api_key_file,
+            embedding_model,
+            swap_model,
+            operator_key_file,
+            log,
+            log_format,
+            otlp_endpoint,
             name,
             method,
             allow,
@@ -118,6 +147,12 @@ impl ServeSettings {
             host: Some(IpAddr::from([127, 0, 0, 1])),
             port: Some(8080),
             api_key_file: None,
+            embedding_model: None,
+            swap_model: Some(Vec::new()),
+            operator_key_file: None,
+            log: Some(LogLevel::Warn),
+            log_format: Some(LogFormat::Text),
+            otlp_endpoint: None,
             name: Some(Vec::new()),
             method: Some(Vec::new()),
             allow: Some(Vec::new()),

@@ -41,9 +41,12 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         Shown { name: name.clone(), path: None, catalogue: None, file: None, template: None };
     match (located, &reference) {
         (Some(located), _) => {
-            let (file, template) = read(&located.path)?;
-            shown.file = Some(file);
-            shown.template = template.filter(|_| arguments.template);
+            // What makes embeddings is an archive: the catalogue says what is in it.
+            if !located.entry.as_ref().is_some_and(Entry::makes_embeddings) {
+                let (file, template) = read(&located.path)?;
+                shown.file = Some(file);
+                shown.template = template.filter(|_| arguments.template);
+            }
             shown.path = Some(located.path);
             shown.catalogue = located.entry;
         }
