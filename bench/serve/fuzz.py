@@ -141,8 +141,14 @@ def worker(port: int, seed: int, count: int, seen: collections.Counter, failures
                 headers = {"Content-Type": rng.choice(["application/json", "text/plain", "x", ""])}
                 if rng.random() < 0.02:
                     headers["Origin"] = "http://evil.example"
-                link.request(method, path, sent, headers)
-                answer = link.getresponse()
+                try:
+                    link.request(method, path, sent, headers)
+                    answer = link.getresponse()
+                except (ConnectionError, http.client.RemoteDisconnected):
+                    # A server may end a connection whose last body it did not read: a new one has to work.
+                    link.close()
+                    link.request(method, path, sent, headers)
+                    answer = link.getresponse()
                 told = answer.read()[:300].decode("utf-8", "replace")
                 status = str(answer.status)
         except (ConnectionError, http.client.HTTPException, OSError) as error:
@@ -167,7 +173,7 @@ def memory(process: subprocess.Popen) -> float:
 def main() -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--count", type=int, default=100_000, help="malformed requests; memory is judged from 20,000 on")
     parser.add_argument("--schema", action="store_true")
     parser.add_argument("--port", type=int, default=18475)
     parser.add_argument("--seed", type=int, default=0)
@@ -205,12 +211,13 @@ def main() -> None:
         seen = burst(arguments.count - arguments.count // 5, arguments.seed) + warm
         after = memory(server)
         counts = ", ".join(f"{status} {n}" for status, n in sorted(seen.items()))
-        print(f"{seen.total()} requests, the last {100 * 4 // 5} % in {time.monotonic() - start:.0f} s: {counts}")
+        print(f"{seen.total()} requests, the last 80 % in {time.monotonic() - start:.0f} s: {counts}")
         print(f"memory {before:.0f} -> {after:.0f} MB; {len(failures)} failed")
         for failure in failures[:10]:
             print(failure)
         urllib.request.urlopen(url + "/health").close()
-        failed = bool(failures) or after > before * 1.05 + 5
+        grown = arguments.count >= 20_000 and after > before * 1.05
+        failed = bool(failures) or grown
         if arguments.schema:
             run = [sys.executable, "-m", "schemathesis.cli", "run", url + "/openapi.json", "--checks", "not_a_server_error",
                    "--max-examples", "60", "--seed", str(arguments.seed), "--no-color"]  # fmt: skip

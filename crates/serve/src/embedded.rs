@@ -123,6 +123,8 @@ fn encoder_texts(encoder: &Encoder, input: Option<&PromptText>) -> Result<Vec<Ve
         None => return Err(wrong("is missing")),
         Some(PromptText::Text(text)) => std::slice::from_ref(text),
         Some(PromptText::Texts(texts)) => texts,
+        // An empty list is read as one of tokens.
+        Some(PromptText::Tokens(tokens)) if tokens.is_empty() => &[],
         Some(PromptText::Tokens(_) | PromptText::Many(_)) => {
             return Err(wrong("this model takes texts, no tokens"));
         }

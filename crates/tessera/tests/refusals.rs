@@ -137,6 +137,26 @@ fn benchmarks_that_make_no_sense() {
     ]));
 }
 
+#[test]
+fn servers_that_would_be_unsafe_or_impossible() {
+    insta::assert_snapshot!(said(&[
+        &["serve", "--host", "0.0.0.0"],
+        &["serve", "--api-key-file", "/dev/null"],
+        &["serve", "--operator-key-file", "/dev/null"],
+        &["serve", "--max-running", "0"],
+        &["serve", "--allow", "cascad"],
+        &["serve", "--log", "loud"],
+        &["serve", "--swap-modle", "smollm2"],
+    ]));
+}
+
+/// A build that sends no spans says how to get one that does.
+#[cfg(not(feature = "otel"))]
+#[test]
+fn a_collector_for_a_build_that_sends_nothing() {
+    insta::assert_snapshot!(said(&[&["serve", "--otlp-endpoint", "http://localhost:4318"]]));
+}
+
 /// A build without the second backbone says how to get one with it.
 #[cfg(not(feature = "candle"))]
 #[test]
