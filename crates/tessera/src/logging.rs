@@ -99,7 +99,6 @@ impl Log {
     where
         S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     {
-        use anyhow::Context as _;
         use opentelemetry::trace::TracerProvider as _;
         use opentelemetry_otlp::WithExportConfig as _;
         use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
@@ -110,7 +109,10 @@ impl Log {
             .with_http()
             .with_endpoint(address)
             .build()
-            .with_context(|| format!("otlp-endpoint {endpoint}: cannot be used"))?;
+            .map_err(|error| {
+                let next = "Next: an address such as http://localhost:4318";
+                crate::failure::BadUsage(format!("otlp-endpoint {endpoint}: {error}. {next}"))
+            })?;
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(Resource::builder().with_service_name("tessera").build())

@@ -20,6 +20,7 @@ pub mod heal;
 pub mod lexicon;
 #[cfg(test)]
 mod tests_of_covers;
+mod unfinished;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

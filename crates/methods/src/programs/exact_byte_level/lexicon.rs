@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 
 use tessera_core::{TokenId, Vocabulary};
 
+use super::unfinished::unfinished;
+
 /// What may follow a text that ends in white space, one of each kind that tokenizers tell apart: they
 /// look one character past white space, and nowhere else. That these are enough is tested on the
 /// vocabularies of the catalogue.
 const AFTER_SPACE: [&str; 7] = ["a", "0", "!", " ", "\n", "'", "\u{4e00}"];
-/// What an unfinished character may become.
-const KINDS: [char; 4] = ['a', '!', '0', '\u{3000}'];
-
 /// A vocabulary, sorted by the bytes of its tokens.
 pub struct Lexicon<'v> {
     vocabulary: &'v dyn Vocabulary,
@@ -93,7 +92,10 @@ impl<'v> Lexicon<'v> {
     pub fn encode(&self, bytes: &[u8]) -> Vec<TokenId> {
         match std::str::from_utf8(bytes) {
             Ok(text) => self.vocabulary.encode(text),
-            Err(_) => self.vocabulary.encode_open(bytes, KINDS[0]),
+            Err(error) => {
+                let like = unfinished(&bytes[error.valid_up_to()..]).first();
+                self.vocabulary.encode_open(bytes, like.copied().unwrap_or('a'))
+            }
         }
     }
 
@@ -120,7 +122,9 @@ impl<'v> Lexicon<'v> {
                     })
             }
             Err(error) if error.error_len().is_none() => {
-                KINDS.iter().any(|&like| self.vocabulary.encode_open(bytes, like) == tokens)
+                let tail = &bytes[error.valid_up_to()..];
+                let fits = |&like: &char| self.vocabulary.encode_open(bytes, like) == tokens;
+                unfinished(tail).iter().any(fits)
             }
             Err(_) => false,
         }
@@ -157,7 +161,8 @@ impl<'v> Lexicon<'v> {
                 }
             }
             Err(error) if error.error_len().is_none() => {
-                KINDS.iter().for_each(|&like| add(self.vocabulary.encode_open(bytes, like)));
+                let kinds = unfinished(&bytes[error.valid_up_to()..]);
+                kinds.iter().for_each(|&like| add(self.vocabulary.encode_open(bytes, like)));
             }
             Err(_) => {}
         }
