@@ -1,6 +1,6 @@
 //! Another model, for the operator; and embeddings of a model made for them.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-#[path = "common/mod.rs"]
 mod common;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use tessera_core::{TokenId, Vocabulary};
 
-use super::unfinished::unfinished;
+use super::unfinished::{finished, unfinished};
 
 /// What may follow a text that ends in white space, one of each kind that tokenizers tell apart: they
 /// look one character past white space, and nowhere else. That these are enough is tested on the
@@ -122,12 +122,24 @@ impl<'v> Lexicon<'v> {
                     })
             }
             Err(error) if error.error_len().is_none() => {
-                let tail = &bytes[error.valid_up_to()..];
-                let fits = |&like: &char| self.vocabulary.encode_open(bytes, like) == tokens;
+                let (whole, tail) = bytes.split_at(error.valid_up_to());
+                let fits = |&like: &char| {
+                    self.vocabulary.encode_open(bytes, like) == tokens
+                        && finished(tail, like).any(|c| self.goes_on(whole, c, tokens))
+                };
                 unfinished(tail).iter().any(fits)
             }
             Err(_) => false,
         }
+    }
+
+    /// Whether `tokens` begin the encoding of some text that begins with `before` and `c`.
+    fn goes_on(&self, before: &[u8], c: char, tokens: &[TokenId]) -> bool {
+        let Ok(before) = std::str::from_utf8(before) else { return false };
+        let begins = |after: &str| {
+            self.vocabulary.encode(&format!("{before}{c}{after}")).starts_with(tokens)
+        };
+        begins("") || c.is_whitespace() && AFTER_SPACE.iter().any(|after| begins(after))
     }
 
     /// Whether `tokens`, which spell `bytes`, are the encoding of a text that ends there.
