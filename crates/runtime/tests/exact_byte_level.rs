@@ -162,8 +162,9 @@ fn the_next_bytes_and_the_end_share_the_probability_of_the_text() {
                 next.start_from(&longer, from).unwrap();
                 let share = (next.log_mass() - own).exp();
                 let said = law[usize::from(byte)];
+                // What the floor leaves out after a node counts for more where little may follow it.
                 assert!(
-                    (share - said).abs() < 1e-6 * said.max(1e-6),
+                    (share - said).abs() < 1e-6 * said + 1e-9,
                     "{name} {text:?} {byte}: {share} {said}"
                 );
                 sum += share;
