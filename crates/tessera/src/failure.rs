@@ -32,7 +32,9 @@ pub(crate) fn is_usage(error: &anyhow::Error) -> bool {
 
 /// Whether the reader of a pipe has had enough: no failure.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+    let plain = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    let json = error.downcast_ref::<serde_json::Error>();
+    plain.or(json.and_then(serde_json::Error::io_error_kind)) == Some(ErrorKind::BrokenPipe)
 }
 
 /// A command line that cannot be read, as one line with the nearest right spelling. `command` is
@@ -62,5 +64,31 @@ pub(crate) fn usage_line(error: &clap::Error, command: Option<&str>) -> String {
     match command {
         Some(command) => format!("{line}{end} Next: `tessera {command} --help`"),
         None => format!("{line}{end} Next: `tessera --help`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Closed;
+
+    impl std::io::Write for Closed {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_had_enough_is_no_failure() {
+        let json = serde_json::to_writer(Closed, &[1, 2]).unwrap_err();
+        assert!(is_broken_pipe(&json.into()));
+        assert!(is_broken_pipe(&std::io::Error::from(ErrorKind::BrokenPipe).into()));
+        assert!(!is_broken_pipe(&std::io::Error::from(ErrorKind::NotFound).into()));
+        assert!(!is_broken_pipe(&anyhow::anyhow!("something else")));
     }
 }

@@ -47,7 +47,8 @@ pub enum Scheme {
 
 impl Scheme {
     /// The schemes' names, as they are typed.
-    pub const NAMES: [&str; 7] = ["finequant", "q4_0", "q4_1", "q8_0", "f16", "bf16", "f32"];
+    pub const NAMES: [&str; 8] =
+        ["finequant", "q4_0", "q4_1", "q4_k", "q8_0", "f16", "bf16", "f32"];
 
     /// The scheme's name.
     pub fn name(&self) -> &'static str {

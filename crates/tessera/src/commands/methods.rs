@@ -174,8 +174,11 @@ fn docs(globals: &Globals, root: &Path, write: bool) -> anyhow::Result<()> {
 
 fn describe(entry: &MethodEntry, last: Option<&Record>) -> String {
     let mut text = format!("{} ({})\n{}\n", entry.name, entry.slug, entry.summary);
+    let defaults = (entry.defaults)();
+    let widest = defaults.keys().map(String::len).max().unwrap_or(0).max("measured here".len());
     let mut fact = |name: &str, value: String| {
-        let _ = writeln!(text, "  {name:<14}{value}");
+        // The lines of a setting's description are one paragraph.
+        let _ = writeln!(text, "  {name:<widest$} {}", value.replace('\n', " "));
     };
     if !entry.aliases.is_empty() {
         fact("also called", entry.aliases.join(", "));
@@ -198,7 +201,6 @@ fn describe(entry: &MethodEntry, last: Option<&Record>) -> String {
     let described = |field: &str| {
         schema["properties"][field]["description"].as_str().unwrap_or_default().to_owned()
     };
-    let defaults = (entry.defaults)();
     if defaults.is_empty() {
         fact("settings", "none".to_owned());
     }
@@ -222,5 +224,18 @@ mod tests {
           promise       bit-exact
           settings      none
         ");
+    }
+
+    #[test]
+    fn names_of_settings_do_not_run_into_what_they_mean() {
+        for entry in METHODS {
+            let text = describe(entry, None);
+            for name in (entry.defaults)().keys() {
+                let begins = |line: &str| line.trim_start().starts_with(&format!("{name} "));
+                assert!(text.lines().any(begins), "{text}");
+            }
+            // All but the title and the summary is indented.
+            assert!(text.lines().skip(2).all(|line| line.starts_with("  ")), "{text}");
+        }
     }
 }
