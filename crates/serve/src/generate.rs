@@ -14,11 +14,11 @@ use crate::asked::{alternatives, conversation, named, request, token_lists};
 use crate::fault::Fault;
 use crate::fields::{Generate, read};
 use crate::guard::Caller;
+use crate::pieces::Piece;
 use crate::scored::{Scores, score};
 use crate::state::{App, Pieces};
 use crate::stream;
 use crate::tools::{Call, Tools};
-use crate::worker::Piece;
 
 /// Tokens of a completion that does not say how many, as OpenAI has it.
 const COMPLETION: usize = 16;

@@ -17,6 +17,7 @@
 //! | `page` | the pages for people, and checks run from them |
 //! | `guard` | hosts, origins, keys; a line of the log for each request |
 //! | `operator` | another model, for the operator |
+//! | `pieces` | what the worker tells of a request |
 //! | `worker` | the thread that runs the model: who is admitted, ended and told what |
 //! | `prefixes` | rows of prompts that were computed before, by caller |
 
@@ -30,6 +31,7 @@ mod metrics;
 mod operator;
 mod page;
 mod pages;
+mod pieces;
 mod prefixes;
 mod scored;
 mod state;

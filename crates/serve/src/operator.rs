@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::fault::Fault;
 use crate::fields::{SwapModel, read};
+use crate::pieces::Piece;
 use crate::state::App;
-use crate::worker::Piece;
 
 /// Where the operator asks.
 pub(crate) const PREFIX: &str = "/admin/";

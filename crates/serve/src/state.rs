@@ -11,7 +11,8 @@ use tessera_runtime::{Encoder, Request, Session};
 use crate::Config;
 use crate::fault::Fault;
 use crate::metrics::Metrics;
-use crate::worker::{self, Job, Limits, Piece, Swap, Work};
+use crate::pieces::Piece;
+use crate::worker::{self, Job, Limits, Swap, Work};
 
 /// What comes of something that was queued.
 pub(crate) type Pieces = tokio::sync::mpsc::UnboundedReceiver<Piece>;

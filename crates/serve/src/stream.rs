@@ -15,9 +15,9 @@ use crate::fault::Fault;
 use crate::fields::Generate;
 use crate::generate::{Way, about, late, reason, told, usage};
 use crate::guard::Caller;
+use crate::pieces::Piece;
 use crate::state::App;
 use crate::tools::{Holder, Tools};
-use crate::worker::Piece;
 
 /// Silence after which a stream says that it lives.
 const ALIVE: Duration = Duration::from_secs(15);

@@ -26,8 +26,8 @@ use crate::asked::allowed;
 use crate::fault::Fault;
 use crate::guard::Caller;
 use crate::pages::document;
+use crate::pieces::Piece;
 use crate::state::App;
-use crate::worker::Piece;
 
 /// What pages may load: their own style and script, nothing else.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
