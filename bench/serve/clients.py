@@ -15,29 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import openai
 
-PATIENCE = 60
-"""Seconds in which the server has to be ready."""
-
-
-def wait(url: str) -> None:
-    """Waits until the server has loaded its model."""
-    start = time.monotonic()
-    while True:
-        try:
-            urllib.request.urlopen(url.removesuffix("/v1") + "/health").close()
-            return
-        except (urllib.error.URLError, ConnectionError) as error:
-            if time.monotonic() - start > PATIENCE:
-                raise SystemExit(f"the server is not ready after {PATIENCE} s: {error}") from error
-        time.sleep(0.2)
-
+from running import wait
 
 def command_line(url: str, model: str) -> None:
     """The `llm` program, told of the server as its documentation says."""
@@ -57,7 +39,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
     parser.add_argument("--key", default="none")
     arguments = parser.parse_args()
-    wait(arguments.url)
+    wait(arguments.url.removesuffix("/v1"))
     client = openai.OpenAI(base_url=arguments.url, api_key=arguments.key, max_retries=0)
 
     def passed(name: str, shown: object) -> None:

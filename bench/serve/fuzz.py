@@ -19,9 +19,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
+
+from running import wait
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS = 8
@@ -185,12 +186,7 @@ def main() -> None:
     server = subprocess.Popen(command)
     failed = False
     try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(url + "/health").close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
+        wait(url)
         failures: list[str] = []
         lock = threading.Lock()
 

@@ -15,14 +15,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
+
+from running import wait
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240_000
@@ -36,12 +35,7 @@ def server(tessera: str, model: str, port: int, data: str) -> Iterator[str]:
     process = subprocess.Popen([tessera, "serve", model, "--port", str(port), "--quiet"], env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(url + "/health").close()
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.2)
+        wait(url)
         yield url
     finally:
         process.terminate()

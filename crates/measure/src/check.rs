@@ -339,12 +339,20 @@ impl Measured<'_> {
         (curve, row_ms): (&CostCurve, f64),
     ) -> Row {
         let part = |at: usize| lineup.arms[self.arms[at]].part;
+        let beside = |other: Part| (0..self.arms.len()).find(|&o| part(o) == other && o != at);
+        let ratio =
+            |other: usize, s: &Sample<'_>| Some(s.trials[other].pace()? / s.trials[at].pace()?);
         let over = |other: Part| {
-            let other = (0..self.arms.len()).find(|&o| part(o) == other && o != at)?;
-            let pair = |s: &Sample<'_>| Some(s.trials[other].pace()? / s.trials[at].pace()?);
-            let ratios = self.by_prompt(category, pair);
+            let other = beside(other)?;
+            let ratios = self.by_prompt(category, |s: &Sample<'_>| ratio(other, s));
             (!ratios.is_empty()).then(|| Interval::of(&ratios))
         };
+        // Of every pair of turns, if prompts have several.
+        let pairs = beside(Part::Plain).and_then(|other| {
+            let ratios: Vec<f64> = self.of(category).filter_map(|s| ratio(other, s)).collect();
+            let prompts = self.of(category).filter(|s| s.turn == 0).count();
+            (ratios.len() > prompts).then(|| Interval::of(&ratios))
+        });
         let trials: Vec<&Trial> = self.of(category).map(|s| &s.trials[at]).collect();
         let rates: Vec<f64> = trials.iter().filter_map(|t| Some(1.0 / t.pace()?)).collect();
         let per_pass: Vec<f64> =
@@ -364,7 +372,7 @@ impl Measured<'_> {
         Row {
             category: category.unwrap_or("overall").to_owned(),
             speed: over(Part::Plain),
-            pairs: self.pairs(at, category, &|at| part(at) == Part::Plain),
+            pairs,
             over_rival: over(Part::Rival),
             over_control: over(Part::Control),
             rate: if rates.is_empty() { 0.0 } else { median(&rates) },
@@ -377,20 +385,6 @@ impl Measured<'_> {
             counts,
             text: self.agreement(at, category),
         }
-    }
-
-    /// The speed over another arm of every pair of turns, if prompts have several.
-    fn pairs(
-        &self,
-        at: usize,
-        category: Option<&str>,
-        is_other: &dyn Fn(usize) -> bool,
-    ) -> Option<Interval> {
-        let other = (0..self.arms.len()).find(|&o| is_other(o) && o != at)?;
-        let ratio = |s: &Sample<'_>| Some(s.trials[other].pace()? / s.trials[at].pace()?);
-        let ratios: Vec<f64> = self.of(category).filter_map(ratio).collect();
-        let prompts = self.of(category).filter(|s| s.turn == 0).count();
-        (ratios.len() > prompts).then(|| Interval::of(&ratios))
     }
 
     fn agreement(&self, at: usize, category: Option<&str>) -> Agreement {

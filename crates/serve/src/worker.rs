@@ -193,18 +193,16 @@ impl<'s> Worker<'s> {
 
     /// The swap that is all that is left to do.
     fn swap(&mut self) -> Option<Swap> {
-        let first = self.turn().filter(|_| self.running.is_empty())?;
-        match self.waiting.remove(first) {
-            Some(Job { work: Work::Swap(model), pieces, .. }) => {
-                self.metrics.queued.fetch_sub(1, Ordering::Relaxed);
-                Some(Swap { model, pieces })
-            }
-            Some(job) => {
-                self.waiting.insert(first, job);
-                None
-            }
-            None => None,
+        if !self.running.is_empty() {
+            return None;
         }
+        let first = self.turn()?;
+        self.waiting.get(first).filter(|job| matches!(job.work, Work::Swap(_)))?;
+        let Job { work: Work::Swap(model), pieces, .. } = self.waiting.remove(first)? else {
+            return None;
+        };
+        self.metrics.queued.fetch_sub(1, Ordering::Relaxed);
+        Some(Swap { model, pieces })
     }
 
     /// Begins what waits, as far as there is room.
