@@ -38,8 +38,29 @@ pub struct Texts {
     /// How the files are made, for the card.
     #[serde(default)]
     pub made_by: Vec<String>,
-    /// Tokens, special ones included.
+    /// Tokens, special ones included. 258 is the bytes alone.
     pub vocabulary: usize,
+    /// How documents become rows.
+    #[serde(default, skip_serializing_if = "Layout::is_packed")]
+    pub rows: Layout,
+}
+
+/// How documents become rows of one length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// As many as fit, one after another.
+    #[default]
+    Packed,
+    /// One a row, filled up with the end token.
+    Padded,
+}
+
+impl Layout {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde asks for it")]
+    fn is_packed(&self) -> bool {
+        *self == Self::Packed
+    }
 }
 
 /// Steps and rates.

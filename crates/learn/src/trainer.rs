@@ -114,19 +114,12 @@ impl Run {
             text.push_str("\n\n");
         }
         std::fs::create_dir_all(directory).map_err(Error::io(directory))?;
-        let vocabulary = Vocabulary::train(documents(&text), recipe.data.vocabulary)?;
-        let shape = Shape { vocab: vocabulary.len().next_multiple_of(16), ..recipe.model };
-        if shape.vocab != vocabulary.len() {
-            let what = format!(
-                "data.vocabulary: the texts give {} tokens, which is no multiple of 16. Next: more \
-                 text, or a smaller vocabulary",
-                vocabulary.len()
-            );
-            return Err(Error::setting(what));
-        }
+        let vocabulary = Vocabulary::train(documents(&text), recipe.data.vocabulary)?.filled(16);
+        let shape = Shape { vocab: vocabulary.len(), ..recipe.model };
         let tokenizer = vocabulary.tokenizer()?;
         let (end, seed) = (vocabulary.end(), recipe.seed);
-        let data = Data::new(documents(&text), &tokenizer, end, shape.context, seed)?;
+        let layout = (shape.context, recipe.data.rows);
+        let data = Data::new(documents(&text), &tokenizer, end, layout, seed)?;
         let objective = recipe.objective.build(vocabulary.mask())?;
         let pool = Arc::new(Pool::new(threads));
         let network = Network::new(shape, Arc::clone(&pool), Some(vocabulary.mask()))?;
@@ -405,13 +398,15 @@ impl Run {
 /// What a checkpoint is good for: the recipe and the texts, in short.
 fn fingerprint(recipe: &Recipe, text: &str) -> String {
     let recipe = serde_json::to_string(recipe).unwrap_or_default();
-    // FNV-1a: tells changed texts apart, not forged ones.
-    let hash = |bytes: &[u8]| {
-        bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-            (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
-    };
-    format!("{:016x}-{:016x}", hash(recipe.as_bytes()), hash(text.as_bytes()))
+    format!("{}-{}", digest(recipe.as_bytes()), digest(text.as_bytes()))
+}
+
+/// FNV-1a in hexadecimal: tells changed texts apart, not forged ones.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }
 
 /// Reads the log and drops what lies behind `step`: steps that a crash took back.

@@ -25,6 +25,8 @@ pub struct Vocabulary {
     /// What each token that is not special spells, by id.
     tokens: Vec<Vec<u8>>,
     merges: Vec<(u32, u32)>,
+    /// Control tokens behind the special ones that nothing means.
+    unused: usize,
 }
 
 /// How byte-level vocabularies write a byte: printable bytes as themselves, the others shifted.
@@ -117,12 +119,19 @@ impl Vocabulary {
                 }
             }
         }
-        Self { tokens, merges }
+        Self { tokens, merges, unused: 0 }
     }
 
-    /// Number of tokens, the special ones included.
+    /// With unused tokens behind the others, so that their number is a multiple of `of`.
+    #[must_use]
+    pub fn filled(mut self, of: usize) -> Self {
+        self.unused += self.len().next_multiple_of(of) - self.len();
+        self
+    }
+
+    /// Number of tokens, the special and the unused ones included.
     pub fn len(&self) -> usize {
-        self.tokens.len() + SPECIAL
+        self.tokens.len() + SPECIAL + self.unused
     }
 
     /// Never: there are always the bytes.
@@ -181,13 +190,14 @@ impl Vocabulary {
 
     fn spellings(&self) -> Vec<String> {
         let special = [END, MASK].map(str::to_owned);
-        self.tokens.iter().map(|t| spelling(t)).chain(special).collect()
+        let unused = (0..self.unused).map(|i| format!("<|unused{i}|>"));
+        self.tokens.iter().map(|t| spelling(t)).chain(special).chain(unused).collect()
     }
 
-    /// Normal tokens and two control tokens, as GGUF numbers them.
+    /// Normal tokens and control tokens, as GGUF numbers them.
     fn kinds(&self) -> Vec<i32> {
         let normal = std::iter::repeat_n(1, self.tokens.len());
-        normal.chain(std::iter::repeat_n(3, SPECIAL)).collect()
+        normal.chain(std::iter::repeat_n(3, SPECIAL + self.unused)).collect()
     }
 
     fn rules(&self) -> Vec<String> {
@@ -229,5 +239,10 @@ mod tests {
         assert_eq!(ids.len(), 1, "a frequent word is one token");
         assert!(tokenizer.is_end(v.end()) && tokenizer.is_control(v.mask()));
         assert_eq!(tokenizer.vocab_size(), v.len());
+        let filled = v.filled(16);
+        assert_eq!((filled.len(), filled.end()), (304, 298));
+        let tokenizer = filled.tokenizer().unwrap();
+        assert_eq!(tokenizer.vocab_size(), 304);
+        assert!(tokenizer.is_control(303));
     }
 }

@@ -7,6 +7,7 @@ pub mod batch;
 mod filter;
 pub mod prompts;
 pub mod sampled;
+pub mod speech;
 pub mod tasks;
 
 pub use filter::{Filter, Verdict};

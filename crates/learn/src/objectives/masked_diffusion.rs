@@ -3,7 +3,7 @@
 //! Year: 2024
 //! Id: arXiv:2406.07524
 //! Implemented: the continuous-time bound with a linear schedule. One `t` a row, stratified over the
-//!   rows of a step; each token but the first is masked with `p = eps + (1 - eps) t` (Nie et al.,
+//!   rows of a step; each token but the first, or each behind a separator, is masked with `p = eps + (1 - eps) t` (Nie et al.,
 //!   arXiv:2502.09992) and weighs `1 / p`; visible tokens have no loss; the mask is never predicted.
 //!   Held out: the any-order form, `k` masks at random with weight `N / k`, `k` stratified.
 //! Left out: time conditioning, other schedules.
@@ -28,10 +28,19 @@ pub struct MaskedDiffusion {
     pub mask: u32,
     /// Least probability of a mask.
     pub epsilon: f32,
+    /// The token of which the first one in a row ends what is given: only what is behind it is masked.
+    pub after: Option<u32>,
 }
 
 impl MaskedDiffusion {
-    /// Masks the places of a row that `chosen` names (never the first one), with targets of this
+    /// How many tokens at the beginning of a row are always visible; at least one.
+    fn given(&self, row: &[u32]) -> usize {
+        let separator = self.after.and_then(|after| row.iter().position(|&t| t == after));
+        // A row without anything behind its separator would have nothing to predict.
+        (separator.unwrap_or(0) + 1).min(row.len() - 1)
+    }
+
+    /// Masks the places of a row that `chosen` names (never a given one), with targets of this
     /// weight, `shift` rows ahead of the token.
     fn hide(&self, batch: &mut Batch, row: &[u32], chosen: &[bool], weight: f32, shift: u32) {
         let start = batch.tokens.len() as u32;
@@ -53,9 +62,11 @@ impl MaskedDiffusion {
             let t = (offset + i as f64 / place.total as f64).fract() as f32;
             let p = self.epsilon + (1.0 - self.epsilon) * t;
             let key = Key::new(place.seed, i as u32, place.step as u32).purpose(MASKS);
-            let chosen: Vec<bool> =
-                (0..row.len() as u32).map(|at| at > 0 && key.uniform(at) < f64::from(p)).collect();
-            let weight = 1.0 / (p * (place.total * (row.len() - 1)) as f32);
+            let given = self.given(row);
+            let chosen: Vec<bool> = (0..row.len() as u32)
+                .map(|at| at as usize >= given && key.uniform(at) < f64::from(p))
+                .collect();
+            let weight = 1.0 / (p * (place.total * (row.len() - given)) as f32);
             self.hide(&mut batch, row, &chosen, weight, shift);
         }
         batch
@@ -72,14 +83,15 @@ impl MaskedDiffusion {
         let mut batches = Vec::new();
         for (index, row) in rows.iter().enumerate() {
             let mut batch = Batch { tokens: Vec::new(), see: see.clone(), targets: Vec::new() };
-            let n = row.len() - 1;
+            let given = self.given(row);
+            let n = row.len() - given;
             let key = Key::new(HELD_OUT, index as u32, 0).purpose(SUBSETS);
             for stratum in 0..strata {
                 let within = key.uniform(stratum as u32);
                 let k = 1 + ((stratum as f64 + within) / strata as f64 * n as f64) as usize;
                 let k = k.min(n);
                 let order = key.purpose(stratum as u64 + 1);
-                let mut places: Vec<u32> = (1..row.len() as u32).collect();
+                let mut places: Vec<u32> = (given as u32..row.len() as u32).collect();
                 places.sort_by_key(|&at| order.bits(at));
                 let mut chosen = vec![false; row.len()];
                 places[..k].iter().for_each(|&at| chosen[at as usize] = true);
@@ -115,7 +127,7 @@ mod tests {
     use super::*;
 
     const MASK: u32 = 99;
-    const OBJECTIVE: MaskedDiffusion = MaskedDiffusion { mask: MASK, epsilon: 1e-3 };
+    const OBJECTIVE: MaskedDiffusion = MaskedDiffusion { mask: MASK, epsilon: 1e-3, after: None };
 
     fn rows() -> Vec<Vec<u32>> {
         (0..64).map(|r| (0..65).map(|i| (r + i) % 50).collect()).collect()
@@ -136,6 +148,24 @@ mod tests {
             assert!(batch.targets.iter().all(|t| flat[(t.row + shift) as usize] == t.token));
             assert!(masked.iter().all(|i| i % 65 != 0), "a row's first token stays");
         }
+    }
+
+    #[test]
+    fn what_is_given_is_never_masked() {
+        let row: Vec<u32> = (0..40).collect();
+        let objective = MaskedDiffusion { after: Some(17), ..OBJECTIVE };
+        for step in 0..50 {
+            let place = Place { seed: 3, step, first: 0, total: 1 };
+            let batch = objective.training(&[&row], place);
+            assert_eq!(batch.tokens[..18], row[..18]);
+        }
+        let bound = objective.held_out(&[row.clone()], 8);
+        assert!(bound[0].tokens.chunks(40).all(|part| part[..18] == row[..18]));
+        let weights: f32 = bound[0].targets.iter().map(|t| t.weight).sum();
+        assert!((weights - 1.0).abs() < 1e-5, "a constant loss of 1 is 1 a token: {weights}");
+        // Nothing behind the separator, or none at all.
+        assert_eq!(objective.given(&row[..18]), 17);
+        assert_eq!(objective.given(&row[..10]), 1);
     }
 
     #[test]

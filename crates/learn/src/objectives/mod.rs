@@ -65,6 +65,10 @@ pub enum Choice {
         /// Least probability of a mask. Above 0, at most 0.5.
         #[serde(default = "epsilon")]
         epsilon: f32,
+        /// An ASCII character that ends what is given in each document: only what is behind it is
+        /// masked. Nothing is given if it is left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<char>,
     },
     /// Any subset of a text from any other.
     AnySubset,
@@ -97,11 +101,17 @@ impl Choice {
         Ok(match *self {
             Self::Autoregressive => Box::new(Autoregressive),
             Self::AnySubset => Box::new(AnySubset { mask }),
-            Self::MaskedDiffusion { epsilon } => {
-                Box::new(MaskedDiffusion { mask, epsilon: checked(epsilon)? })
+            Self::MaskedDiffusion { epsilon, after } => {
+                if after.is_some_and(|c| !c.is_ascii()) {
+                    let what = "objective.after: must be an ASCII character, which is one token";
+                    return Err(crate::Error::setting(what));
+                }
+                // A vocabulary's first 256 tokens are the bytes.
+                let after = after.map(u32::from);
+                Box::new(MaskedDiffusion { mask, epsilon: checked(epsilon)?, after })
             }
             Self::Adaptation { epsilon, anneal } => {
-                let diffusion = MaskedDiffusion { mask, epsilon: checked(epsilon)? };
+                let diffusion = MaskedDiffusion { mask, epsilon: checked(epsilon)?, after: None };
                 Box::new(Adaptation { diffusion, anneal })
             }
         })

@@ -1,11 +1,11 @@
 //! `tessera corpus`: samples simple stories from a model, many at a time, into a text file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use tessera_learn::corpus::sampled::{Order, State, sample};
-use tessera_learn::corpus::tasks;
+use tessera_learn::corpus::{speech, tasks};
 use tessera_runtime::Sampling;
 
 use super::result;
@@ -23,11 +23,14 @@ pub(crate) struct Arguments {
     #[arg(short, long, env = "TESSERA_MODEL", default_value = "smollm2")]
     model: String,
     /// Stop after this many stories, dropped ones included.
-    #[arg(long, value_name = "N", default_value_t = 1000, conflicts_with = "tasks")]
+    #[arg(long, value_name = "N", default_value_t = 1000)]
     stories: u32,
     /// Write this many small tasks with one right answer (copy, sort, cloze, transcribe) instead, without a model.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["stories", "utterances"])]
     tasks: Option<u32>,
+    /// Write this many utterances (letters drawn out and misheard, and what was said) instead, without a model.
+    #[arg(long, value_name = "N", conflicts_with = "stories")]
+    utterances: Option<u32>,
     /// Stop once the kept stories have this many tokens of the model.
     #[arg(long, value_name = "N")]
     tokens: Option<u64>,
@@ -47,20 +50,28 @@ pub(crate) struct Arguments {
     flags: ModelFlags,
 }
 
-/// The outcome of `--tasks`.
+/// The outcome where no model is needed.
 #[derive(Debug, serde::Serialize)]
-struct Tasks {
-    tasks: u32,
+struct Made {
+    documents: u32,
     bytes: usize,
+}
+
+/// Writes texts that are made by a rule.
+fn write(globals: &Globals, file: &Path, documents: u32, text: &str) -> anyhow::Result<()> {
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    let made = Made { documents, bytes: text.len() };
+    result(globals, &made, &format!("{documents} documents, {} bytes\n", text.len()))
 }
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(count) = arguments.tasks {
         let text = tasks::corpus(arguments.seed, count);
-        std::fs::write(&arguments.file, &text)
-            .with_context(|| format!("cannot write {}", arguments.file.display()))?;
-        let made = Tasks { tasks: count, bytes: text.len() };
-        return result(globals, &made, &format!("{count} tasks, {} bytes\n", text.len()));
+        return write(globals, &arguments.file, count, &text);
+    }
+    if let Some(count) = arguments.utterances {
+        let text = speech::corpus(arguments.seed, count);
+        return write(globals, &arguments.file, count, &text);
     }
     let session = arguments.flags.open(globals, &arguments.model, None)?;
     // A small model runs in circles without the penalty.
