@@ -82,7 +82,7 @@ fn trained(objective: &dyn Objective, steps: u64) -> (Network, Vec<f32>) {
 
 #[test]
 fn untrained_figures_are_ln_v_and_trained_ones_stay_above_the_entropy() {
-    let diffusion = MaskedDiffusion { mask: MASK, epsilon: 1e-3 };
+    let diffusion = MaskedDiffusion { mask: MASK, epsilon: 1e-3, after: None };
     let adaptation = Adaptation { diffusion, anneal: 20 };
     let objectives: [(&dyn Objective, u64, f64); 3] = [
         (&Autoregressive, 250, 0.08),

@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn attention_opens_from_causal_to_full() {
-        let diffusion = MaskedDiffusion { mask: 9, epsilon: 1e-3 };
+        let diffusion = MaskedDiffusion { mask: 9, epsilon: 1e-3, after: None };
         let adaptation = Adaptation { diffusion, anneal: 100 };
         let later = |step: u64| {
             let place = Place { seed: 1, step, first: 0, total: 1 };
