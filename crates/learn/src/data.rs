@@ -1,8 +1,9 @@
 //! Documents as rows of tokens.
 //!
 //! A row begins with the end token and then holds whole documents, each followed by the end token;
-//! the last one is cut; or one document alone, filled up with the end token. The order of documents is drawn anew for every epoch, and the row with a
-//! given number depends on the seed and the number only, so a run can be continued anywhere.
+//! the last one is cut; or one document alone, filled up with the end token. The order of documents is
+//! drawn anew for every epoch, and the row with a given number depends on the seed and the number only,
+//! so a run can be continued anywhere.
 
 use tessera_core::dist::Key;
 use tessera_model::tokenizer::{Special, Tokenizer};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::read;
 use crate::network::Shape;
 use crate::objectives::Choice;
+use crate::vocabulary::BYTES;
 use crate::{Error, Result};
 
 /// A recipe.
@@ -167,6 +168,15 @@ impl Recipe {
             return Err(Error::setting(format!("{name}: must be {range}")));
         }
         self.objective.build(0)?;
+        // A merge could hide the separator, and a second document of a row would have no given part.
+        let alone = self.data.rows == Layout::Padded && self.data.vocabulary == BYTES;
+        if self.objective.separator().is_some() && !alone {
+            let what = format!(
+                "objective.after: goes with data.rows = \"padded\" and data.vocabulary = {BYTES} (the bytes \
+                 alone)"
+            );
+            return Err(Error::setting(what));
+        }
         Shape { vocab: 16, ..self.model }.validate()
     }
 }
@@ -205,6 +215,19 @@ mod tests {
             count += 1;
         }
         assert!(count >= 2);
+    }
+
+    #[test]
+    fn a_separator_needs_rows_of_one_document_and_bytes() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        let good = Recipe::read(&directory.join("tessera-transcriber.toml")).unwrap();
+        let mut packed = good.clone();
+        packed.data.rows = Layout::Packed;
+        let mut merged = good;
+        merged.data.vocabulary = 300;
+        for bad in [packed, merged] {
+            assert!(bad.validate().unwrap_err().to_string().starts_with("objective.after: goes"));
+        }
     }
 
     #[test]

@@ -116,6 +116,15 @@ impl Run {
         std::fs::create_dir_all(directory).map_err(Error::io(directory))?;
         let vocabulary = Vocabulary::train(documents(&text), recipe.data.vocabulary)?.filled(16);
         let shape = Shape { vocab: vocabulary.len(), ..recipe.model };
+        if let Some(separator) = recipe.objective.separator()
+            && let Some(index) = documents(&text).position(|d| !d.contains(separator))
+        {
+            let what = format!(
+                "document {} has no `{separator}`, which ends what is given (objective.after)",
+                index + 1
+            );
+            return Err(Error::Training { what });
+        }
         let tokenizer = vocabulary.tokenizer()?;
         let (end, seed) = (vocabulary.end(), recipe.seed);
         let layout = (shape.context, recipe.data.rows);
@@ -398,15 +407,13 @@ impl Run {
 /// What a checkpoint is good for: the recipe and the texts, in short.
 fn fingerprint(recipe: &Recipe, text: &str) -> String {
     let recipe = serde_json::to_string(recipe).unwrap_or_default();
-    format!("{}-{}", digest(recipe.as_bytes()), digest(text.as_bytes()))
-}
-
-/// FNV-1a in hexadecimal: tells changed texts apart, not forged ones.
-pub(crate) fn digest(bytes: &[u8]) -> String {
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    // FNV-1a: tells changed texts apart, not forged ones.
+    let hash = |bytes: &[u8]| {
+        bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
+    };
+    format!("{:016x}-{:016x}", hash(recipe.as_bytes()), hash(text.as_bytes()))
 }
 
 /// Reads the log and drops what lies behind `step`: steps that a crash took back.

@@ -16,6 +16,8 @@ pub const END: &str = "<|endoftext|>";
 pub const MASK: &str = "[MASK]";
 /// Tokens besides the bytes: [`END`] and [`MASK`].
 const SPECIAL: usize = 2;
+/// Tokens of a vocabulary without merges.
+pub const BYTES: usize = 256 + SPECIAL;
 /// Words are told apart up to this length in bytes; longer ones take no part in counting.
 const LONGEST: usize = 32;
 
@@ -50,9 +52,8 @@ impl Vocabulary {
     /// # Errors
     /// A size below 258.
     pub fn train<'t>(texts: impl Iterator<Item = &'t str>, size: usize) -> Result<Self> {
-        if size < 256 + SPECIAL {
-            let least = 256 + SPECIAL;
-            return Err(Error::setting(format!("vocabulary = {size}: must be at least {least}")));
+        if size < BYTES {
+            return Err(Error::setting(format!("vocabulary = {size}: must be at least {BYTES}")));
         }
         let mut counts: HashMap<&str, u64> = HashMap::new();
         for text in texts {

@@ -16,3 +16,8 @@ pub use filter::{Filter, Verdict};
 pub fn documents(text: &str) -> impl Iterator<Item = &str> {
     text.split("\n\n").map(str::trim).filter(|block| !block.is_empty())
 }
+
+/// A corpus file of the first `count` documents that a rule makes, at most those that are to train on.
+fn made(count: u32, document: impl Fn(u32) -> String) -> String {
+    (0..count.min(tasks::FRESH)).map(|index| document(index) + "\n\n").collect()
+}

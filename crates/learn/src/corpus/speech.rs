@@ -9,7 +9,6 @@
 use tessera_core::dist::Key;
 
 use super::prompts::pick;
-use super::tasks::FRESH;
 
 /// Ends the frames of a document.
 pub const SEPARATOR: char = '|';
@@ -94,7 +93,7 @@ impl Utterance {
 
 /// The first `count` utterances to train on, as a corpus file.
 pub fn corpus(seed: u64, count: u32) -> String {
-    (0..count.min(FRESH)).map(|index| Utterance::new(seed, index).document() + "\n\n").collect()
+    super::made(count, |index| Utterance::new(seed, index).document())
 }
 
 #[cfg(test)]

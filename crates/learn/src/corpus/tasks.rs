@@ -187,7 +187,7 @@ fn some<T: Copy + PartialEq>(list: &[T], key: Key, count: usize) -> Vec<T> {
 
 /// The first `count` tasks to train on, as a corpus file.
 pub fn corpus(seed: u64, count: u32) -> String {
-    (0..count.min(FRESH)).map(|index| Task::new(seed, index).document() + "\n\n").collect()
+    super::made(count, |index| Task::new(seed, index).document())
 }
 
 #[cfg(test)]

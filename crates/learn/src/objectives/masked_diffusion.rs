@@ -3,8 +3,8 @@
 //! Year: 2024
 //! Id: arXiv:2406.07524
 //! Implemented: the continuous-time bound with a linear schedule. One `t` a row, stratified over the
-//!   rows of a step; each token but the first, or each behind a separator, is masked with `p = eps + (1 - eps) t` (Nie et al.,
-//!   arXiv:2502.09992) and weighs `1 / p`; visible tokens have no loss; the mask is never predicted.
+//!   rows of a step; each token but the first, or each behind a separator, is masked with
+//!   `p = eps + (1 - eps) t` (Nie et al., arXiv:2502.09992) and weighs `1 / p`; visible tokens have no loss; the mask is never predicted.
 //!   Held out: the any-order form, `k` masks at random with weight `N / k`, `k` stratified.
 //! Left out: time conditioning, other schedules.
 //! Tag: MDLM
@@ -159,7 +159,7 @@ mod tests {
             let batch = objective.training(&[&row], place);
             assert_eq!(batch.tokens[..18], row[..18]);
         }
-        let bound = objective.held_out(&[row.clone()], 8);
+        let bound = objective.held_out(std::slice::from_ref(&row), 8);
         assert!(bound[0].tokens.chunks(40).all(|part| part[..18] == row[..18]));
         let weights: f32 = bound[0].targets.iter().map(|t| t.weight).sum();
         assert!((weights - 1.0).abs() < 1e-5, "a constant loss of 1 is 1 a token: {weights}");

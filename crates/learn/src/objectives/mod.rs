@@ -87,6 +87,14 @@ fn epsilon() -> f32 {
 }
 
 impl Choice {
+    /// What ends the given part of each document, if something is given.
+    pub fn separator(&self) -> Option<char> {
+        match self {
+            Self::MaskedDiffusion { after, .. } => *after,
+            _ => None,
+        }
+    }
+
     /// The objective for a model whose mask token is `mask`.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! `tessera corpus`: samples simple stories from a model, many at a time, into a text file.
+//! `tessera corpus`: samples simple stories from a model, many at a time, into a text file; or writes
+//! texts there that are made by a rule.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -50,28 +51,21 @@ pub(crate) struct Arguments {
     flags: ModelFlags,
 }
 
-/// The outcome where no model is needed.
-#[derive(Debug, serde::Serialize)]
-struct Made {
-    documents: u32,
-    bytes: usize,
-}
-
-/// Writes texts that are made by a rule.
-fn write(globals: &Globals, file: &Path, documents: u32, text: &str) -> anyhow::Result<()> {
+/// Writes texts that are made by a rule: so many of this kind.
+fn write(globals: &Globals, file: &Path, kind: &str, count: u32, text: &str) -> anyhow::Result<()> {
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    let made = Made { documents, bytes: text.len() };
-    result(globals, &made, &format!("{documents} documents, {} bytes\n", text.len()))
+    let made = serde_json::json!({ kind: count, "bytes": text.len() });
+    result(globals, &made, &format!("{count} {kind}, {} bytes\n", text.len()))
 }
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(count) = arguments.tasks {
         let text = tasks::corpus(arguments.seed, count);
-        return write(globals, &arguments.file, count, &text);
+        return write(globals, &arguments.file, "tasks", count, &text);
     }
     if let Some(count) = arguments.utterances {
         let text = speech::corpus(arguments.seed, count);
-        return write(globals, &arguments.file, count, &text);
+        return write(globals, &arguments.file, "utterances", count, &text);
     }
     let session = arguments.flags.open(globals, &arguments.model, None)?;
     // A small model runs in circles without the penalty.
