@@ -85,7 +85,9 @@ fn every_beginning_of_an_encoding_is_known_to_be_one() {
         let Some(session) = session(name) else { continue };
         let lexicon = session.lexicon();
         let mut seen = 0;
-        for text in texts(if long() { 20_000 } else { 1500 }) {
+        // In Qwen's vocabulary the last byte of the first character is merged with the second character.
+        let astride = ["]\n\n\u{fe}示", "\u{fe}示"].map(str::to_owned);
+        for text in texts(if long() { 20_000 } else { 1500 }).into_iter().chain(astride) {
             let tokens = lexicon.encode(text.as_bytes());
             if !lexicon.spells(&tokens, text.as_bytes()) {
                 continue; // SmolLM2 cannot spell everything.

@@ -11,12 +11,17 @@ use super::unfinished::{finished, unfinished};
 /// look one character past white space, and nowhere else. That these are enough is tested on the
 /// vocabularies of the catalogue.
 const AFTER_SPACE: [&str; 7] = ["a", "0", "!", " ", "\n", "'", "\u{4e00}"];
+/// Most tokens that are tried behind one that ends inside a character.
+const BEHIND: usize = 4;
+
 /// A vocabulary, sorted by the bytes of its tokens.
 pub struct Lexicon<'v> {
     vocabulary: &'v dyn Vocabulary,
     /// Tokens that stand for bytes, by their bytes, each byte string once.
     sorted: Vec<TokenId>,
     ends: Vec<TokenId>,
+    /// Tokens that begin inside a character, in a vocabulary that has some which end in another one.
+    astride: Vec<TokenId>,
     /// Whether no token holds a space after something else, so that none crosses a word's start.
     words: bool,
     /// Whether no token holds anything after a line end but white space.
@@ -48,7 +53,14 @@ impl<'v> Lexicon<'v> {
         let pairs = |bad: fn(u8, u8) -> bool| {
             unique.iter().all(|&t| !vocabulary.bytes(t).windows(2).any(|w| bad(w[0], w[1])))
         };
+        let inside = |b: &u8| (0x80..0xc0).contains(b);
+        let mut astride = unique.clone();
+        astride.retain(|&t| vocabulary.bytes(t).first().is_some_and(inside));
+        if astride.iter().all(|&t| vocabulary.bytes(t).iter().all(inside)) {
+            astride.clear();
+        }
         Self {
+            astride,
             words: pairs(|a, b| !a.is_ascii_whitespace() && b == b' '),
             lines: pairs(|a, b| a == b'\n' && !b.is_ascii_whitespace() && b.is_ascii()),
             longest: unique.iter().map(|&t| vocabulary.bytes(t).len()).max().unwrap_or(0),
@@ -109,6 +121,10 @@ impl<'v> Lexicon<'v> {
     /// Whether `tokens`, which together spell `bytes`, begin the encoding of some text. It is so
     /// exactly if every shorter beginning of them does, too.
     pub fn begins(&self, bytes: &[u8], tokens: &[TokenId]) -> bool {
+        self.begins_before(bytes, tokens, BEHIND)
+    }
+
+    fn begins_before(&self, bytes: &[u8], tokens: &[TokenId], more: usize) -> bool {
         match std::str::from_utf8(bytes) {
             Ok(text) => {
                 let own = self.vocabulary.encode(text);
@@ -128,9 +144,19 @@ impl<'v> Lexicon<'v> {
                         && finished(tail, like).any(|c| self.goes_on(whole, c, tokens))
                 };
                 unfinished(tail).iter().any(fits)
+                    || more > 0 && self.goes_on_astride(bytes, tokens, more - 1)
             }
             Err(_) => false,
         }
+    }
+
+    /// Whether a token may follow that ends the character in which `bytes` break off and goes on in the
+    /// next one: the bytes of two characters may be merged across their border before those of each are.
+    fn goes_on_astride(&self, bytes: &[u8], tokens: &[TokenId], more: usize) -> bool {
+        self.astride.iter().any(|&token| {
+            let longer = [bytes, self.bytes(token)].concat();
+            self.begins_before(&longer, &[tokens, &[token]].concat(), more)
+        })
     }
 
     /// Whether `tokens` begin the encoding of some text that begins with `before` and `c`.
