@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use tessera_kernels::WeightType;
-use tessera_model::ANY_SUBSET_KEY;
 use tessera_model::gguf::{GgufWriter, MetaValue, Shape as Extents};
+use tessera_model::{ANY_SUBSET_KEY, PROMPT_END_KEY};
 
 use crate::network::{EPSILON, ROPE_BASE, Shape};
 use crate::vocabulary::Vocabulary;
@@ -36,6 +36,8 @@ pub struct About<'a> {
     pub is_shifted: bool,
     /// Whether it is causal in the order of writing.
     pub is_any_subset: bool,
+    /// The character that ends every prompt, if there is one.
+    pub prompt_end: Option<char>,
 }
 
 /// A row in `q8_0`.
@@ -86,6 +88,9 @@ pub fn write(
         out.set("diffusion.shift_logits", MetaValue::Bool(about.is_shifted));
         if about.is_any_subset {
             out.set(ANY_SUBSET_KEY, MetaValue::Bool(true));
+        }
+        if let Some(end) = about.prompt_end {
+            out.set(PROMPT_END_KEY, &*end.to_string());
         }
     }
     vocabulary.write(&mut out);

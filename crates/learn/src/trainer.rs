@@ -398,6 +398,7 @@ impl Run {
             is_bidirectional: self.objective.is_bidirectional(),
             is_shifted: self.objective.is_shifted(),
             is_any_subset: self.objective.is_any_subset(),
+            prompt_end: self.recipe.objective.separator(),
         };
         export::write(&path, about, &self.shape, &self.vocabulary, &self.state.mean, stored)?;
         Ok(path)

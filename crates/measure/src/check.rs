@@ -294,13 +294,14 @@ impl Measured<'_> {
         })
     }
 
-    /// The samples of a category. All together leave out those that have one right answer, unless
-    /// there are no others.
+    /// The samples of a category. All together leave out those that have one right answer beside which
+    /// there is no room, unless there are no others.
     fn of<'b>(&'b self, category: Option<&'b str>) -> impl Iterator<Item = &'b Sample<'b>> {
-        let only = self.samples.iter().all(|s| s.task.expected.is_some());
+        let is_short = |s: &Sample<'_>| s.task.expected.as_ref().is_some_and(|e| !e.whole);
+        let only = self.samples.iter().all(is_short);
         self.samples.iter().filter(move |s| match category {
             Some(category) => s.task.category == category,
-            None => only || s.task.expected.is_none(),
+            None => only || !is_short(s),
         })
     }
 

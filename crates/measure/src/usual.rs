@@ -79,10 +79,7 @@ pub fn check(
     suits(entry, &call)?;
     let model = session.model();
     let mut lineup = Lineup::new(METHODS, &call, &[], &trial::offer(model))?;
-    let workload = match fills_masks(entry) {
-        true => Workload::stories()?,
-        false => Workload::built_in()?,
-    };
+    let workload = Workload::usual(session, fills_masks(entry))?;
     let mut tasks = Vec::new();
     for item in workload.in_turns(amount.count) {
         tasks.push(Task {

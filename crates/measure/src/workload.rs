@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use tessera_core::{Position, TokenId};
-use tessera_learn::corpus::tasks;
+use tessera_learn::corpus::{speech, tasks};
 use tessera_runtime::{Message, Prompt, Session};
 
 use crate::error::{Error, Result};
@@ -26,9 +26,13 @@ pub struct Item {
     #[serde(default)]
     pub raw: bool,
     /// How the one right answer begins, where there is one: such prompts are counted, and take no part
-    /// in the overall speed, as their answers are short.
+    /// in the overall speed, as their answers are short, unless there is `room`.
     #[serde(default)]
     pub answer: Option<String>,
+    /// Tokens to make, if more than the answer has: then the answer has to be the whole text, and its
+    /// speed counts. Only for models that fill masks.
+    #[serde(default)]
+    pub room: Option<usize>,
     /// What stands behind that answer; only for models that fill masks.
     #[serde(default)]
     pub after: Option<String>,
@@ -78,13 +82,24 @@ impl Item {
             // Room for the end of the text.
             None => length += 1,
         }
+        if let Some(room) = self.room {
+            if room < length {
+                let what = format!(
+                    "{}: room = {room} is too little for its answer, which takes {length} tokens",
+                    self.name
+                );
+                return Err(Error::Usage(what));
+            }
+            length = room;
+        }
         let rough = self.rough.as_ref().map_or_else(Vec::new, |text| vocabulary.encode(text));
-        Ok(Some(Expected { tokens, template, length, rough }))
+        let whole = self.room.is_some();
+        Ok(Some(Expected { tokens, template, length, rough, whole }))
     }
 }
 
 /// The one right answer of a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expected {
     /// The tokens that the answer has to begin with.
     pub tokens: Vec<TokenId>,
@@ -94,17 +109,22 @@ pub struct Expected {
     pub length: usize,
     /// A rough answer; usually empty.
     pub rough: Vec<TokenId>,
+    /// Whether nothing else may stand in the answer. It takes as long as any text, so its speed counts.
+    pub whole: bool,
 }
 
 impl Expected {
     /// Whether an answer is right.
     pub fn is_met(&self, answer: &[TokenId]) -> bool {
-        answer.starts_with(&self.tokens)
+        if self.whole { answer == self.tokens } else { answer.starts_with(&self.tokens) }
     }
 }
 
 /// Tasks of each kind among the built-in prompts for models that fill masks, and their seed.
 const TASKS: (u32, u64) = (8, 1);
+
+/// Sentences to write down, and their seed: that of the corpus by default.
+const UTTERANCES: (usize, u64) = (24, 1);
 
 /// Prompts, grouped by category.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,9 +198,43 @@ impl Workload {
                 answer: Some(task.answer),
                 after: Some(task.after).filter(|text| !text.is_empty()),
                 rough: Some(task.rough).filter(|text| !text.is_empty()),
+                room: None,
             }
         }));
         Ok(Self::named("built-in", items))
+    }
+
+    /// What is heard of sentences, for models that write down what was said: each has one right answer, on
+    /// a canvas of 128 tokens, and a rough transcript to start from.
+    pub fn speech() -> Self {
+        let (count, seed) = UTTERANCES;
+        let item = |one: speech::Utterance| Item {
+            category: "speech".to_owned(),
+            name: String::new(),
+            text: one.question(),
+            raw: true,
+            answer: Some(one.said),
+            after: None,
+            rough: Some(one.rough),
+            room: Some(speech::ROOM),
+        };
+        Self::named("built-in", speech::fresh(seed, count).into_iter().map(item).collect())
+    }
+
+    /// The prompts that suit a model, for methods that fill masks (`canvas`) and for others.
+    ///
+    /// # Errors
+    /// Never, as the tests read every file.
+    pub fn usual(session: &Session, canvas: bool) -> Result<Self> {
+        let transcribes = || {
+            let end = session.info().prompt_end.as_deref();
+            end.is_some_and(|end| end.chars().eq([speech::SEPARATOR]))
+        };
+        match canvas {
+            true if transcribes() => Ok(Self::speech()),
+            true => Self::stories(),
+            false => Self::built_in(),
+        }
     }
 
     /// A user's own prompts: one a line, or one JSON object a line with `text` (or `prompt`) and,
@@ -212,8 +266,10 @@ impl Workload {
                 let text = line.to_owned();
                 Item { text, ..Item::default() }
             };
-            if item.answer.is_none() && (item.after.is_some() || item.rough.is_some()) {
-                let what = "`after` and `rough` go with an `answer`: give one";
+            if item.answer.is_none()
+                && (item.after.is_some() || item.rough.is_some() || item.room.is_some())
+            {
+                let what = "`after`, `rough` and `room` go with an `answer`: give one";
                 return Err(format!("line {number}: {what}"));
             }
             if item.text.trim().is_empty() {
@@ -327,8 +383,24 @@ mod tests {
             assert_eq!(item.after.is_some(), item.category == "cloze", "{}", item.name);
             assert_eq!(item.rough.is_some(), item.category == "transcribe", "{}", item.name);
         }
-        let expected = Expected { tokens: vec![4, 5], template: vec![], length: 3, rough: vec![] };
+        let mut expected = Expected { tokens: vec![4, 5], length: 3, ..Expected::default() };
         assert!(expected.is_met(&[4, 5, 9]) && !expected.is_met(&[4]) && !expected.is_met(&[5, 4]));
+        expected.whole = true;
+        assert!(expected.is_met(&[4, 5]) && !expected.is_met(&[4, 5, 9]));
+    }
+
+    #[test]
+    fn prompts_for_transcribers_are_utterances() {
+        let all = Workload::speech();
+        assert_eq!((all.items.len(), all.categories()), (UTTERANCES.0, vec!["speech"]));
+        for item in &all.items {
+            let (answer, rough) = (item.answer.as_ref().unwrap(), item.rough.as_ref().unwrap());
+            assert!(item.text.ends_with('|') && item.raw && item.text.len() <= 96, "{}", item.name);
+            assert!(item.room.unwrap() > answer.len() + 1 && item.text.len() > rough.len());
+        }
+        let mut texts: Vec<&str> = all.items.iter().map(|i| i.text.as_str()).collect();
+        texts.sort_unstable();
+        assert!(texts.windows(2).all(|w| w[0] != w[1]), "an utterance is there twice");
     }
 
     #[test]
@@ -348,7 +420,7 @@ mod tests {
         for (bad, word) in [
             ("", "holds no prompt"),
             ("hello\n{\"txt\": \"x\"}", "line 2: unknown field `txt`"),
-            ("{\"text\": \"x\", \"after\": \"y\"}", "line 1: `after` and `rough` go with"),
+            ("{\"text\": \"x\", \"after\": \"y\"}", "line 1: `after`, `rough` and `room` go with"),
             ("{\"text\": \" \"}", "line 1: the prompt is empty"),
             ("{\"text\": 1}", "line 1"),
         ] {

@@ -341,6 +341,9 @@ const SHIFT: &str = "diffusion.shift_logits";
 /// Says that the model is causal in the order of writing: no published format has such models.
 pub const ANY_SUBSET_KEY: &str = "tessera.any_subset";
 
+/// Names the character that ends every prompt the model was trained on: it expects no prompt without it.
+pub const PROMPT_END_KEY: &str = "tessera.prompt_end";
+
 /// How the model fills masks; `None` for one that writes from left to right. Files that do not say read
 /// predictions as the published models do: LLaDA's from the mask's own row, Dream's from the one before.
 fn gguf_filling(meta: &Metadata, arch: Architecture) -> Result<Option<Filling>, FileError> {

@@ -23,7 +23,7 @@ mod weights;
 mod whole_file;
 
 pub use file_error::{Fault, FileError};
-pub use hyper::{ANY_SUBSET_KEY, Architecture, HyperParams};
+pub use hyper::{ANY_SUBSET_KEY, Architecture, HyperParams, PROMPT_END_KEY};
 pub use safetensors::{ExportType, SafetensorsDir, export_safetensors};
 pub use source::{LoadError, TensorSource};
 pub use summary::{FileSummary, TypeShare};

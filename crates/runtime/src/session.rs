@@ -12,9 +12,9 @@ use tessera_core::{Backbone, Calibration, Control, Event, Filling, Vocabulary};
 use tessera_engine::{Batch, Model, Outcome, Request, Sequence, Shape, generate, generate_in};
 use tessera_model::arch::Blueprint;
 use tessera_model::chat::ChatTemplate;
-use tessera_model::open_weights;
 use tessera_model::store::{Located, Store};
 use tessera_model::tokenizer::Tokenizer;
+use tessera_model::{PROMPT_END_KEY, open_weights};
 
 use crate::backend::{self, Backend, Loaded};
 use crate::companion::Companion;
@@ -65,6 +65,8 @@ pub struct Info {
     pub chat: bool,
     /// The name of the draft model, if there is one.
     pub draft_model: Option<String>,
+    /// What ends every prompt that the model was trained on, if its file says so.
+    pub prompt_end: Option<String>,
 }
 
 /// A loaded model: backbone, tokenizer, chat template.
@@ -157,6 +159,9 @@ impl Session {
                 return Err(Error::Option { what: what.to_owned() });
             }
         };
+        let meta = weights.gguf().map(|file| file.metadata());
+        let prompt_end = meta.and_then(|meta| meta.get_str(PROMPT_END_KEY).ok().flatten());
+        let prompt_end = prompt_end.map(str::to_owned);
         let info = Info {
             name: name.to_owned(),
             path: path.to_owned(),
@@ -169,6 +174,7 @@ impl Session {
             load_seconds: start.elapsed().as_secs_f64(),
             chat: template.is_some(),
             draft_model: draft.as_ref().map(|d| d.name.clone()),
+            prompt_end,
         };
         let calibration = OnceLock::new();
         Ok(Self { backbone, tokenizer, template, blueprint, info, draft, calibration })

@@ -80,6 +80,7 @@ impl Loaded {
         let task = |item: &&Item| {
             let tokens = item.tokens(&self.target)?;
             let expected = item.expected(&self.target)?;
+            let room = expected.as_ref().map_or(room, |expected| expected.length);
             if tokens.len() + room > context {
                 let what = format!(
                     "{} has {} tokens: with {room} more it does not fit the context of {context}. \
@@ -163,7 +164,8 @@ impl Chosen {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Prompts {
     /// Your own prompts instead of the built-in ones: one a line, or a JSON object a line with
-    /// `text` and, if wanted, `category`, `raw`, `answer` (how the right answer begins), `after` and `rough`.
+    /// `text` and, if wanted, `category`, `raw`, `answer` (how the right answer begins), `room`, `after` and
+    /// `rough`.
     #[arg(long, value_name = "FILE")]
     pub(crate) workload: Option<PathBuf>,
     /// Only this category; may be given several times.
@@ -172,13 +174,20 @@ pub(crate) struct Prompts {
 }
 
 impl Prompts {
-    /// The prompts; ours are stories for a method that takes part in filling masks.
-    pub(crate) fn read(&self, canvas: bool) -> anyhow::Result<Workload> {
-        let all = match &self.workload {
-            Some(path) => Workload::read(path)?,
-            None if canvas => Workload::stories()?,
-            None => Workload::built_in()?,
-        };
+    /// The user's own prompts, if there are some: to be read before a model is loaded.
+    pub(crate) fn own(&self) -> anyhow::Result<Option<Workload>> {
+        Ok(self.workload.as_deref().map(Workload::read).transpose()?)
+    }
+
+    /// The prompts: those that were read, or ours that suit the model; `canvas` says whether the method
+    /// takes part in filling masks.
+    pub(crate) fn choose(
+        &self,
+        own: Option<Workload>,
+        session: &Session,
+        canvas: bool,
+    ) -> anyhow::Result<Workload> {
+        let all = own.map_or_else(|| Workload::usual(session, canvas), Ok)?;
         Ok(all.only(&self.category)?)
     }
 

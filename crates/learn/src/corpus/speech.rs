@@ -1,5 +1,5 @@
 //! Transcription without a microphone: short sentences, and what an ear would hand on of them. Every letter
-//! lasts one to three frames, a frame is now and then heard as another letter, and the rough transcript
+//! lasts one or two frames, a frame is now and then heard as another letter, and the rough transcript
 //! joins equal neighbours, as a recogniser does that decides frame by frame (Graves et al., 2006, without
 //! a blank): it loses doubled letters and keeps what was misheard.
 //!
@@ -12,10 +12,15 @@ use super::prompts::pick;
 
 /// Ends the frames of a document.
 pub const SEPARATOR: char = '|';
-/// Tokens of the canvas that questions give: room for every sentence, and much more than most need.
-pub const ROOM: usize = 96;
+/// Tokens of the canvas that questions give: room for every sentence, and much more than any needs.
+pub const ROOM: usize = 128;
+/// Tokens of a question beside which such a canvas fits the trained model's context.
+const BESIDE: usize = 64;
 /// Most frames of a letter.
-const LONGEST: f64 = 3.0;
+const LONGEST: f64 = 2.0;
+/// Share of utterances that are a whole sentence; the others name a thing, which teaches a model sooner where
+/// in the frames it is.
+const SENTENCES: f64 = 0.5;
 /// Share of frames that are heard as a letter drawn at random.
 const MISHEARD: f64 = 0.1;
 /// The purposes of the numbers that choose words and frames (`Key::purpose`).
@@ -55,11 +60,14 @@ impl Utterance {
         if key.uniform(1) < 0.7 {
             words.push(word(QUALITIES, 2));
         }
-        words.extend([word(THINGS, 3), word(DEEDS, 4), word(WHOSE, 5)]);
-        if key.uniform(6) < 0.7 {
-            words.push(word(QUALITIES, 7));
+        words.push(word(THINGS, 3));
+        if key.uniform(9) < SENTENCES {
+            words.extend([word(DEEDS, 4), word(WHOSE, 5)]);
+            if key.uniform(6) < 0.7 {
+                words.push(word(QUALITIES, 7));
+            }
+            words.push(word(THINGS, 8));
         }
-        words.push(word(THINGS, 8));
         let said = words.join(" ") + ".";
         let key = Key::new(seed, index, 0).purpose(FRAMES);
         let letters: Vec<char> = ('a'..='z').chain([' ', '.']).collect();
@@ -91,6 +99,12 @@ impl Utterance {
     }
 }
 
+/// `count` utterances that no training of ours has seen, each with room for [`ROOM`] tokens more.
+pub fn fresh(seed: u64, count: usize) -> Vec<Utterance> {
+    let all = (super::tasks::FRESH..).map(|index| Utterance::new(seed, index));
+    all.filter(|one| one.question().len() <= BESIDE).take(count).collect()
+}
+
 /// The first `count` utterances to train on, as a corpus file.
 pub fn corpus(seed: u64, count: u32) -> String {
     super::made(count, |index| Utterance::new(seed, index).document())
@@ -106,7 +120,7 @@ mod tests {
         for index in 0..500 {
             let one = Utterance::new(1, index);
             assert_eq!(one, Utterance::new(1, index));
-            assert!(one.said.len() < ROOM && one.frames.len() <= 3 * one.said.len());
+            assert!(one.said.len() < ROOM && one.frames.len() <= 2 * one.said.len());
             assert!(one.frames.len() >= one.said.len());
             assert!(!one.said.contains(SEPARATOR) && !one.frames.contains("\n\n"));
             // Frames that no alignment explains are at least this many.

@@ -56,8 +56,9 @@ struct Found {
 const CONTEXT: usize = 256;
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
+    let own = arguments.prompts.own()?;
     let Loaded { target: session } = arguments.models.open(globals)?;
-    let workload = arguments.prompts.read(session.filling().is_some())?;
+    let workload = arguments.prompts.choose(own, &session, session.filling().is_some())?;
     let repeats = if arguments.quick { 5 } else { 11 };
     let bar = SlowBar::new("measuring the cost of a pass", repeats as u64 + 1, globals.quiet);
     let context = CONTEXT.min(session.info().context / 2);
@@ -68,7 +69,7 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
 
     let mut prompts = Vec::new();
     // What has one right answer is short, and says nothing about speed.
-    for item in workload.items.iter().filter(|item| item.answer.is_none()) {
+    for item in workload.items.iter().filter(|item| item.answer.is_none() || item.room.is_some()) {
         let mut request = Request::new(item.tokens(&session)?);
         request.sampling = Sampling::greedy();
         prompts.push(TunePrompt { category: item.category.clone(), request });
