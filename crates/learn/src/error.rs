@@ -43,6 +43,10 @@ pub enum Error {
     /// A model file could not be written.
     #[error(transparent)]
     Model(#[from] tessera_model::FileError),
+    /// A tensor operation failed.
+    #[cfg(feature = "candle")]
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
     /// A tokenizer that cannot be built.
     #[error(transparent)]
     Tokenizer(#[from] tessera_model::tokenizer::TokenizerError),

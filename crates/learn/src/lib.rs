@@ -13,6 +13,8 @@ pub mod plot;
 pub mod recipe;
 pub mod trainer;
 pub mod vocabulary;
+#[cfg(feature = "candle")]
+pub mod zonkey;
 
 pub use error::Error;
 

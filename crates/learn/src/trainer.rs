@@ -408,13 +408,15 @@ impl Run {
 /// What a checkpoint is good for: the recipe and the texts, in short.
 fn fingerprint(recipe: &Recipe, text: &str) -> String {
     let recipe = serde_json::to_string(recipe).unwrap_or_default();
-    // FNV-1a: tells changed texts apart, not forged ones.
-    let hash = |bytes: &[u8]| {
-        bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-            (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
-    };
-    format!("{:016x}-{:016x}", hash(recipe.as_bytes()), hash(text.as_bytes()))
+    format!("{}-{}", digest(recipe.as_bytes()), digest(text.as_bytes()))
+}
+
+/// FNV-1a: tells changed texts apart, not forged ones.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }
 
 /// Reads the log and drops what lies behind `step`: steps that a crash took back.

@@ -37,6 +37,7 @@ fn the_cpu_backbone_computes_the_trainers_logits_whoever_reads_whom() {
         is_bidirectional: false,
         is_shifted: false,
         is_any_subset: false,
+        prompt_end: None,
     };
     write(&path, about, &shape, &vocabulary, &weights, Stored::F32).unwrap();
 

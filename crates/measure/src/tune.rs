@@ -3,7 +3,8 @@
 //! Every candidate answers the same prompts as the plain run, in turns with it, with the cost
 //! curve measured first; what counts is the ratio of the two decoding times, prompt by prompt.
 //! Candidates that are clearly behind after a short round take no part in the long one. Where masks are
-//! filled and the text may change, it must be as good as the plain canvas's in the eyes of the judge.
+//! filled and the text may change, it must be as good as the plain canvas's: as often right, where prompts have
+//! one right answer, and as good in the eyes of the judge where they have none.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -19,6 +20,7 @@ use crate::error::Error;
 use crate::lineup::fills_masks;
 use crate::statistics::{geometric_mean, median};
 use crate::tuned::Promise;
+use crate::workload::Expected;
 use crate::{quality, trial, verdict};
 
 /// A prompt to tune on.
@@ -27,6 +29,8 @@ pub struct TunePrompt {
     pub category: String,
     /// The request, without methods.
     pub request: Request,
+    /// The right answer, if there is one.
+    pub expected: Option<Expected>,
 }
 
 /// A recipe and how it fared.
@@ -47,20 +51,46 @@ pub struct Trial {
     pub texts: Option<Worth>,
 }
 
-/// What texts are worth, beside the plain canvas's: perplexity under the judge and distinct-2.
+/// What texts are worth, beside the plain canvas's.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Worth {
-    /// Perplexity of its texts, then of the plain run's.
-    pub perplexity: (f64, f64),
-    /// Different pairs of neighbouring tokens, as a share of all pairs, in the same order.
-    pub distinct: (f64, f64),
+#[serde(rename_all = "snake_case")]
+pub enum Worth {
+    /// Right answers.
+    Answers {
+        /// Its own.
+        right: usize,
+        /// The plain run's.
+        plain: usize,
+        /// Those asked.
+        asked: usize,
+    },
+    /// What the judge says.
+    Texts {
+        /// Perplexity of its texts, then of the plain run's.
+        perplexity: (f64, f64),
+        /// Different pairs of neighbouring tokens, as a share of all pairs (distinct-2), in the same order.
+        distinct: (f64, f64),
+    },
 }
 
 impl Worth {
     /// Whether the texts are no worse than the plain run's by more than a twentieth.
     pub fn holds(&self) -> bool {
-        self.perplexity.0 <= verdict::WORSE * self.perplexity.1
-            && self.distinct.0 * verdict::WORSE >= self.distinct.1
+        match *self {
+            Self::Answers { right, plain, .. } => right as f64 * verdict::WORSE >= plain as f64,
+            Self::Texts { perplexity, distinct } => {
+                perplexity.0 <= verdict::WORSE * perplexity.1
+                    && distinct.0 * verdict::WORSE >= distinct.1
+            }
+        }
+    }
+
+    /// Whether a short text says that a long one will be worth nothing.
+    fn is_hopeless(&self) -> bool {
+        match *self {
+            Self::Answers { right, plain, .. } => right * 2 < plain,
+            Self::Texts { perplexity: (own, plain), .. } => own > 2.0 * plain,
+        }
     }
 }
 
@@ -96,6 +126,8 @@ impl Default for Plan {
 const LEAST_GAIN: f64 = 1.02;
 /// No category may lose more than this.
 const WORST_CATEGORY: f64 = 0.97;
+/// Prompts of each category in the short round, where answers are right or wrong: one says too little.
+const ANSWERS: usize = 4;
 /// Budgets that are tried of drafters that have one.
 const BUDGETS: [usize; 4] = [4, 8, 16, 24];
 
@@ -155,19 +187,26 @@ fn of_canvas(entries: &[&'static MethodEntry], promise: Promise) -> Vec<Recipe> 
     one.chain(two).filter_map(|calls| Recipe::resolve(entries, &calls).ok()).collect()
 }
 
-/// A request with a recipe, from a cold start.
+/// A prompt with a recipe, from a cold start; as many tokens as the right answer is given room for, if
+/// there is one.
 fn run(
     session: &Session,
-    request: &Request,
+    prompt: &TunePrompt,
     recipe: &Recipe,
     tokens: usize,
 ) -> crate::Result<trial::Trial> {
-    let request = Request {
+    let mut request = Request {
         recipe: recipe.clone(),
         max_tokens: Some(tokens),
         ignore_end: true,
-        ..request.clone()
+        ..prompt.request.clone()
     };
+    if let Some(expected) = &prompt.expected {
+        request.max_tokens = Some(expected.length);
+        request.ignore_end = false;
+        request.canvas.template.clone_from(&expected.template);
+        request.canvas.prior.clone_from(&expected.rough);
+    }
     let never = AtomicBool::new(false);
     Ok(trial::run(session.model(), &mut session.sequence()?, &request, &never)?)
 }
@@ -189,8 +228,8 @@ fn round(
     for prompt in prompts {
         for (at, recipe) in recipes.iter().enumerate() {
             // The plain run beside each, so that a slow moment of the machine hits both.
-            let plain = run(session, &prompt.request, &Recipe::plain(), tokens)?;
-            let with = match run(session, &prompt.request, recipe, tokens) {
+            let plain = run(session, prompt, &Recipe::plain(), tokens)?;
+            let with = match run(session, prompt, recipe, tokens) {
                 Err(Error::Session(error)) if session.filling().is_some() && error.is_usage() => {
                     refused[at] = true;
                     progress();
@@ -211,9 +250,9 @@ fn round(
         if refused[at] {
             return Ok(None);
         }
-        let texts = match judge {
-            Some(judge) => Some(worth(judge, &texts[at].0, &texts[at].1)?),
-            None => None,
+        let texts = match (answers(prompts, &texts[at].0, &texts[at].1), judge) {
+            (None, Some(judge)) => Some(worth(judge, &texts[at].0, &texts[at].1)?),
+            (known, _) => known,
         };
         let categories: BTreeMap<String, f64> =
             ratios[at].iter().map(|(c, r)| (c.clone(), median(r))).collect();
@@ -233,7 +272,20 @@ fn round(
 /// Prompts with their answers.
 type Texts<'a> = [(&'a [TokenId], Vec<TokenId>)];
 
-/// What `own` texts are worth beside `plain` ones.
+/// How often `own` answers are right beside `plain` ones, if every prompt has a right one.
+fn answers(prompts: &[&TunePrompt], own: &Texts<'_>, plain: &Texts<'_>) -> Option<Worth> {
+    let expected: Vec<&Expected> = prompts.iter().filter_map(|p| p.expected.as_ref()).collect();
+    let right = |texts: &Texts<'_>| {
+        expected.iter().zip(texts).filter(|(expected, (_, text))| expected.is_met(text)).count()
+    };
+    (expected.len() == own.len() && !own.is_empty()).then(|| Worth::Answers {
+        right: right(own),
+        plain: right(plain),
+        asked: own.len(),
+    })
+}
+
+/// What the judge says of `own` texts beside `plain` ones.
 fn worth(judge: Model<'_>, own: &Texts<'_>, plain: &Texts<'_>) -> crate::Result<Worth> {
     let pairs = |texts: &Texts<'_>| -> crate::Result<(f64, f64)> {
         let texts: Vec<(&[TokenId], &[TokenId])> =
@@ -241,7 +293,7 @@ fn worth(judge: Model<'_>, own: &Texts<'_>, plain: &Texts<'_>) -> crate::Result<
         Ok((quality::perplexity(judge, &texts)?, quality::distinct(&texts)))
     };
     let (own, plain) = (pairs(own)?, pairs(plain)?);
-    Ok(Worth { perplexity: (own.0, plain.0), distinct: (own.1, plain.1) })
+    Ok(Worth::Texts { perplexity: (own.0, plain.0), distinct: (own.1, plain.1) })
 }
 
 /// Tries the candidates on the prompts. `progress` hears (runs done, runs in all).
@@ -257,7 +309,8 @@ pub fn tune(
     progress: &mut dyn FnMut(usize, usize),
 ) -> crate::Result<Tuning> {
     let judged = session.filling().is_some() && promise == Promise::Any;
-    if judged && quality::judge(session.model()).is_none() {
+    let known = prompts.iter().all(|p| p.expected.is_some());
+    if judged && !known && quality::judge(session.model()).is_none() {
         let what = "exact = any: needs a judge of the texts where masks are filled. Next: name a causal \
                     model of the same vocabulary with --draft-model";
         return Err(Error::Usage(what.to_owned()));
@@ -269,7 +322,7 @@ pub fn tune(
         .filter(|p| {
             let count = seen.entry(&p.category).or_default();
             *count += 1;
-            *count <= plan.short.1
+            *count <= if known { plan.short.1.max(ANSWERS) } else { plan.short.1 }
         })
         .collect();
     let all: Vec<&TunePrompt> = prompts.iter().collect();
@@ -284,8 +337,7 @@ pub fn tune(
     let (recipes, mut trials): (Vec<Recipe>, Vec<Trial>) =
         recipes.into_iter().zip(short).filter_map(|(recipe, trial)| Some((recipe, trial?))).unzip();
     // A short text says little about its worth, so the bar is lower here.
-    let hopeless =
-        |t: &Trial| judged && t.texts.is_some_and(|w| w.perplexity.0 > 2.0 * w.perplexity.1);
+    let hopeless = |t: &Trial| judged && t.texts.is_some_and(|w| w.is_hopeless());
     let mut order: Vec<usize> = (0..recipes.len()).filter(|&at| !hopeless(&trials[at])).collect();
     order.sort_by(|&a, &b| trials[b].speedup.total_cmp(&trials[a].speedup));
     order.truncate(finalists);

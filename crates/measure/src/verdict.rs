@@ -54,6 +54,9 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
         );
         return say(Word::NotHere, reason);
     }
+    if let Some((word, reason)) = answers(method, overall(Part::Plain), overall(Part::Control)) {
+        return say(word, format!("{}, {reason}", times(speed)));
+    }
     if let Some(lost) = canvas(method, overall(Part::Control)) {
         let (word, reason) = lost;
         return say(word, format!("{}, {reason}", times(speed)));
@@ -115,6 +118,34 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
 /// Texts of this much more perplexity, or of so many fewer different pairs of tokens, are worse than the
 /// plain run's.
 pub(crate) const WORSE: f64 = 1.05;
+
+/// What is wrong with the answers of a method, where each prompt has one right one.
+fn answers(method: &Row, plain: Option<&Row>, control: Option<&Row>) -> Option<(Word, String)> {
+    let (own, asked) = (method.text.right?, method.text.texts);
+    let plain = plain?.text.right?;
+    if plain * 4 < asked {
+        let what = format!(
+            "but the plain run has {plain} of {asked} answers right: too few for a loss to show"
+        );
+        return Some((Word::NotHere, what));
+    }
+    if let Some(chance) = control.and_then(|c| c.text.right)
+        && own <= chance
+        && chance < plain
+    {
+        let what = format!(
+            "but {own} of {asked} answers are right, {chance} in a random order with as many passes, and {plain} \
+             of the plain run's"
+        );
+        return Some((Word::NotHere, what));
+    }
+    ((own as f64) * WORSE < plain as f64).then(|| {
+        (
+            Word::Partly,
+            format!("with {own} of {asked} answers right where the plain run has {plain}"),
+        )
+    })
+}
 
 /// What is wrong with the texts of a method that fills masks, if a judge could tell.
 fn canvas(method: &Row, control: Option<&Row>) -> Option<(Word, String)> {

@@ -395,7 +395,7 @@ mod tests {
         assert_eq!((all.items.len(), all.categories()), (UTTERANCES.0, vec!["speech"]));
         for item in &all.items {
             let (answer, rough) = (item.answer.as_ref().unwrap(), item.rough.as_ref().unwrap());
-            assert!(item.text.ends_with('|') && item.raw && item.text.len() <= 96, "{}", item.name);
+            assert!(item.text.ends_with('|') && item.raw && item.text.len() == 65, "{}", item.name);
             assert!(item.room.unwrap() > answer.len() + 1 && item.text.len() > rough.len());
         }
         let mut texts: Vec<&str> = all.items.iter().map(|i| i.text.as_str()).collect();

@@ -52,4 +52,5 @@ pub static ENTRIES: &[&MethodEntry] = &[
     &reduce::token_sparse_attention::ENTRY,
     &reduce::treekv::ENTRY,
     &window::window_diffusion::ENTRY,
+    &programs::zonkey::ENTRY,
 ];

@@ -38,7 +38,7 @@ pub use tessera_engine::{
     Sequence, Shape, Stats,
 };
 pub use tessera_methods::continuations::Continuations;
-pub use tessera_methods::programs::{exact_byte_level, reagent};
+pub use tessera_methods::programs::{exact_byte_level, reagent, zonkey};
 pub use tessera_methods::{ENTRIES as METHODS, predicate};
 pub use tessera_model::chat::{Chat, Message};
 pub use tessera_model::encoder::{EncodeError, Encoder};

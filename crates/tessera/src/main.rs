@@ -108,6 +108,8 @@ enum Command {
     Corpus(commands::corpus::Arguments),
     /// Train a small model by a recipe; run again to go on where it was stopped.
     Train(commands::train::Arguments),
+    /// Train a model that learns where to cut characters into segments, and see what it makes.
+    Zonkey(commands::zonkey::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -140,6 +142,7 @@ fn main() -> ExitCode {
         Command::Completions(arguments) => commands::shell::completions(arguments, Cli::command()),
         Command::Man(arguments) => commands::shell::man(globals, arguments, Cli::command()),
         Command::Corpus(arguments) => commands::corpus::run(globals, arguments),
+        Command::Zonkey(arguments) => commands::zonkey::run(globals, arguments),
         Command::Train(arguments) => commands::train::run(globals, arguments),
     };
     match outcome {

@@ -3,3 +3,4 @@
 pub mod exact_byte_level;
 pub mod finequant;
 pub mod reagent;
+pub mod zonkey;

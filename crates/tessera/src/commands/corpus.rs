@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use tessera_learn::corpus::sampled::{Order, State, sample};
-use tessera_learn::corpus::{speech, tasks};
+use tessera_learn::corpus::speech::{self, Ear};
+use tessera_learn::corpus::tasks;
 use tessera_runtime::Sampling;
 
 use super::result;
 use crate::Globals;
+use crate::failure::BadUsage;
 use crate::flags::ModelFlags;
 use crate::interrupt;
 use crate::slow_bar::SlowBar;
@@ -29,9 +31,16 @@ pub(crate) struct Arguments {
     /// Write this many small tasks with one right answer (copy, sort, cloze, transcribe) instead, without a model.
     #[arg(long, value_name = "N", conflicts_with_all = ["stories", "utterances"])]
     tasks: Option<u32>,
-    /// Write this many utterances (letters drawn out and misheard, and what was said) instead, without a model.
+    /// Write this many utterances (letters that were misheard, and what was said) instead, without a model.
     #[arg(long, value_name = "N", conflicts_with = "stories")]
     utterances: Option<u32>,
+    /// Most frames of a letter of those, 1 to 9.
+    #[arg(long, value_name = "N", requires = "utterances", default_value_t = Ear::USUAL.frames,
+          value_parser = clap::value_parser!(u32).range(1..=9))]
+    frames: u32,
+    /// Share of their frames that are heard as another letter, 0 to 1.
+    #[arg(long, value_name = "X", requires = "utterances", default_value_t = Ear::USUAL.misheard)]
+    misheard: f64,
     /// Stop once the kept stories have this many tokens of the model.
     #[arg(long, value_name = "N")]
     tokens: Option<u64>,
@@ -64,7 +73,12 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         return write(globals, &arguments.file, "tasks", count, &text);
     }
     if let Some(count) = arguments.utterances {
-        let text = speech::corpus(arguments.seed, count);
+        if !(0.0..=1.0).contains(&arguments.misheard) {
+            let what = format!("misheard = {}: must be between 0 and 1", arguments.misheard);
+            return Err(BadUsage(what).into());
+        }
+        let ear = Ear { frames: arguments.frames, misheard: arguments.misheard };
+        let text = speech::corpus(arguments.seed, count, ear);
         return write(globals, &arguments.file, "utterances", count, &text);
     }
     let session = arguments.flags.open(globals, &arguments.model, None)?;

@@ -25,6 +25,7 @@ pub(crate) mod show;
 pub(crate) mod train;
 pub(crate) mod tune;
 pub(crate) mod verify;
+pub(crate) mod zonkey;
 
 use std::io::Write;
 

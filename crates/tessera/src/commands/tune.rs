@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use tessera_core::entry::find;
 use tessera_measure::machine::Machine;
-use tessera_measure::tune::{Plan, Trial, TunePrompt, Tuning, tune};
+use tessera_measure::tune::{Plan, Trial, TunePrompt, Tuning, Worth, tune};
 use tessera_measure::tuned::{Promise, Tuned, VERSION, data_dir};
 use tessera_measure::{curve, record};
 use tessera_runtime::{CostCurve, METHODS, Request, Sampling};
@@ -72,7 +72,8 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     for item in workload.items.iter().filter(|item| item.answer.is_none() || item.room.is_some()) {
         let mut request = Request::new(item.tokens(&session)?);
         request.sampling = Sampling::greedy();
-        prompts.push(TunePrompt { category: item.category.clone(), request });
+        let expected = item.expected(&session)?;
+        prompts.push(TunePrompt { category: item.category.clone(), request, expected });
     }
     let plan = match arguments.quick {
         true => Plan { short: (32, 1), long: 64, finalists: 2 },
@@ -165,13 +166,15 @@ fn render(tuned: &Tuned, tuning: &Tuning, kept: bool) -> String {
             categories.join(", "),
         );
         if let Some(worth) = &trial.texts {
-            let ((own, plain), (distinct, before)) = (worth.perplexity, worth.distinct);
-            let _ = writeln!(
-                text,
-                "{:24}perplexity {own:.1} (plain {plain:.1}), distinct-2 {distinct:.2} ({before:.2}){}",
-                "",
-                if worth.holds() { "" } else { ": worse" }
-            );
+            let said = match *worth {
+                Worth::Answers { right, plain, asked } => {
+                    format!("{right} of {asked} answers right (plain {plain})")
+                }
+                Worth::Texts { perplexity: (own, plain), distinct: (distinct, before) } => format!(
+                    "perplexity {own:.1} (plain {plain:.1}), distinct-2 {distinct:.2} ({before:.2})"
+                ),
+            };
+            let _ = writeln!(text, "{:24}{said}{}", "", if worth.holds() { "" } else { ": worse" });
         }
     }
     let _ =
