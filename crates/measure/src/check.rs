@@ -391,13 +391,14 @@ impl Measured<'_> {
     fn agreement(&self, at: usize, category: Option<&str>) -> Agreement {
         let mut text = Agreement::default();
         let (mut common, mut all) = (0, 0);
+        // Counted where every text has a right answer.
+        let mut right = Some(0);
         for sample in self.of(category).filter(|s| s.turn == 0) {
             let (plain, other) = (&sample.trials[0].tokens, &sample.trials[at].tokens);
             let same = plain.iter().zip(other).take_while(|(a, b)| a == b).count();
             text.texts += 1;
-            if let Some(expected) = &sample.task.expected {
-                *text.right.get_or_insert(0) += usize::from(expected.is_met(other));
-            }
+            let expected = sample.task.expected.as_ref();
+            right = expected.and_then(|e| Some(right? + usize::from(e.is_met(other))));
             common += same;
             all += plain.len();
             if plain == other {
@@ -411,6 +412,7 @@ impl Measured<'_> {
                 });
             }
         }
+        text.right = right.filter(|_| text.texts > 0);
         text.share = if all == 0 { 1.0 } else { common as f64 / all as f64 };
         text
     }

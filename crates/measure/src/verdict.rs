@@ -323,6 +323,34 @@ mod tests {
         assert!(verdict.reason.contains("perplexity 127.8"), "{}", verdict.reason);
     }
 
+    #[test]
+    fn right_answers_go_before_what_a_judge_says() {
+        let with = |own: usize, plain: usize, chance: usize| {
+            judged(|r| {
+                for arm in &mut r.arms {
+                    let right = match arm.part {
+                        Part::Plain => plain,
+                        Part::Control => chance,
+                        _ => own,
+                    };
+                    arm.overall.text.right = Some(right);
+                    arm.overall.text.texts = 20;
+                    arm.overall.text.same = 20;
+                }
+            })
+        };
+        for (own, plain, chance, word, said) in [
+            (20, 20, 3, Word::Partly, "acceptance is the paper's"),
+            (18, 20, 3, Word::Partly, "with 18 of 20 answers right where the plain run has 20"),
+            (3, 20, 3, Word::NotHere, "3 in a random order with as many passes"),
+            (4, 4, 3, Word::NotHere, "too few for a loss to show"),
+        ] {
+            let verdict = with(own, plain, chance);
+            assert_eq!(verdict.word, word, "{}", verdict.reason);
+            assert!(verdict.reason.contains(said), "{}", verdict.reason);
+        }
+    }
+
     fn known(right: usize, control: Option<f64>, rival: Option<f64>) -> Verdict {
         let mean = |m: f64| Interval { median: m, low: m - 4.0, high: m + 4.0, count: 50 };
         let point = |part, right: usize, control: Option<f64>, rival: Option<f64>| Point {

@@ -17,11 +17,12 @@ use tessera_methods::ENTRIES;
 use tessera_testkit::{Chain, Words};
 
 fn record(method: &str) -> Record {
-    record_of(method, false)
+    record_with(method, false, false)
 }
 
-/// With `any_subset`, of a model that writes one hole after another.
-fn record_of(method: &str, any_subset: bool) -> Record {
+/// With `any_subset`, of a model that writes one hole after another; with `whole`, right answers are whole
+/// texts.
+fn record_with(method: &str, any_subset: bool, whole: bool) -> Record {
     let chain = Chain::seeded(6, 4, 8.0);
     let (denoiser, writer) = (chain.denoiser(128), chain.writer(128));
     let letters = Words::new((0..=chain.states()).map(|i| [b'a' + i as u8]));
@@ -38,7 +39,8 @@ fn record_of(method: &str, any_subset: bool) -> Record {
     // Three that have a right answer: what the template says, something else, and what nobody can know.
     let given = vec![(0, 3), (1, 2)];
     for (i, tokens) in [vec![3, 2], vec![3, 4], vec![3, 2, 9]].into_iter().enumerate() {
-        let expected = Some(Expected { tokens, template: given.clone(), length: 4, rough: vec![] });
+        let template = given.clone();
+        let expected = Some(Expected { tokens, template, length: 4, whole, ..Expected::default() });
         let name = format!("known-{i}");
         tasks.push(Task { category: "known".to_owned(), name, tokens: vec![1, 2], expected });
     }
@@ -103,8 +105,20 @@ fn right_answers_are_counted_and_leave_the_speed_alone() {
 }
 
 #[test]
+fn answers_with_room_count_for_the_speed_and_have_to_be_the_whole_text() {
+    let record = record_with("threshold:tau=0.5", false, true);
+    for arm in &record.arms {
+        assert_eq!(arm.categories.len(), 2, "{}", arm.label);
+        let stories = arm.categories[0].counts.committed;
+        assert!(arm.overall.counts.committed > stories && arm.overall.text.texts == 9);
+        // Four tokens are more than the two that are right; not every text has a right answer.
+        assert_eq!((arm.categories[1].text.right, arm.overall.text.right), (Some(0), None));
+    }
+}
+
+#[test]
 fn any_subset_decoding_is_set_beside_one_hole_a_pass() {
-    let record = record_of("any-subset", true);
+    let record = record_with("any-subset", true, false);
     let parts: Vec<Part> = record.arms.iter().map(|arm| arm.part).collect();
     assert_eq!(parts, [Part::Plain, Part::Method]);
     let of = |part| &record.arm(part).unwrap().overall;
