@@ -124,7 +124,7 @@ impl Expected {
 const TASKS: (u32, u64) = (8, 1);
 
 /// Sentences to write down, and their seed: that of the corpus by default.
-const UTTERANCES: (usize, u64) = (24, 1);
+const UTTERANCES: (usize, u64) = (48, 1);
 
 /// Prompts, grouped by category.
 #[derive(Debug, Clone, PartialEq, Eq)]

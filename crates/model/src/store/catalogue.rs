@@ -227,9 +227,15 @@ mod tests {
         let names: Vec<_> = catalogue.entries().iter().map(|e| e.name.as_str()).collect();
         let fetched = ["smollm2", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "gemma3:270m"];
         assert_eq!(names[..4], fetched);
-        let own = ["tessera-mdlm", "tessera-adapted", "tessera-ar", "tessera-any-subset"];
-        assert_eq!(names[4..8], own);
-        assert_eq!(names[8..], ["all-minilm"]);
+        let own = [
+            "tessera-mdlm",
+            "tessera-adapted",
+            "tessera-ar",
+            "tessera-any-subset",
+            "tessera-transcriber",
+        ];
+        assert_eq!(names[4..9], own);
+        assert_eq!(names[9..], ["all-minilm"]);
         let parts: Vec<usize> = catalogue
             .entries()
             .iter()

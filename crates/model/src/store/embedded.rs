@@ -20,6 +20,10 @@ const MODELS: &[(&str, &[u8])] = &[
         "tessera-any-subset",
         include_bytes!("../../../../models/tessera-any-subset/tessera-any-subset.gguf"),
     ),
+    (
+        "tessera-transcriber",
+        include_bytes!("../../../../models/tessera-transcriber/tessera-transcriber.gguf"),
+    ),
 ];
 
 /// Writes the entry's file to the shelf. The caller holds the model's lock.
