@@ -341,8 +341,10 @@ impl Measured<'_> {
     ) -> Row {
         let part = |at: usize| lineup.arms[self.arms[at]].part;
         let beside = |other: Part| (0..self.arms.len()).find(|&o| part(o) == other && o != at);
-        let ratio =
-            |other: usize, s: &Sample<'_>| Some(s.trials[other].pace()? / s.trials[at].pace()?);
+        let ratio = |other: usize, s: &Sample<'_>| {
+            let duration = |at: usize| s.trials[at].duration(s.task.expected.as_ref());
+            Some(duration(other)? / duration(at)?)
+        };
         let over = |other: Part| {
             let other = beside(other)?;
             let ratios = self.by_prompt(category, |s: &Sample<'_>| ratio(other, s));

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use tessera_core::{Control, Event, FinishReason, Result, TokenId};
 use tessera_engine::{CostCurve, Model, Request, Sequence, generate_in};
 
+use crate::workload::Expected;
+
 /// What decoding did, in numbers that no machine changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -151,6 +153,15 @@ impl Trial {
     pub fn pace(&self) -> Option<f64> {
         let n = self.counts.committed;
         (n > 0 && self.decode_seconds > 0.0).then(|| self.decode_seconds / n as f64)
+    }
+
+    /// What speeds are ratios of, in seconds: the decoding time of the text where it has one right answer
+    /// and room for more (a canvas that is done early is done), else [`Trial::pace`].
+    pub fn duration(&self, expected: Option<&Expected>) -> Option<f64> {
+        match expected.is_some_and(|e| e.whole) {
+            true => (self.decode_seconds > 0.0).then_some(self.decode_seconds),
+            false => self.pace(),
+        }
     }
 }
 

@@ -74,10 +74,14 @@ pub enum Worth {
 }
 
 impl Worth {
-    /// Whether the texts are no worse than the plain run's by more than a twentieth.
+    /// Whether the texts are no worse than the plain run's by more than a twentieth. Where the plain run is
+    /// right in less than a quarter of its answers, nobody can tell.
     pub fn holds(&self) -> bool {
         match *self {
-            Self::Answers { right, plain, .. } => right as f64 * verdict::WORSE >= plain as f64,
+            Self::Answers { right, plain, asked } => {
+                !verdict::is_too_seldom(plain, asked)
+                    && right as f64 * verdict::WORSE >= plain as f64
+            }
             Self::Texts { perplexity, distinct } => {
                 perplexity.0 <= verdict::WORSE * perplexity.1
                     && distinct.0 * verdict::WORSE >= distinct.1
@@ -224,8 +228,9 @@ fn round(
     let mut per_pass = vec![Vec::new(); recipes.len()];
     let mut texts = vec![(Vec::new(), Vec::new()); recipes.len()];
     let mut refused = vec![false; recipes.len()];
-    let pace = |trial: &trial::Trial| trial.pace().unwrap_or(f64::NAN);
     for prompt in prompts {
+        let pace =
+            |trial: &trial::Trial| trial.duration(prompt.expected.as_ref()).unwrap_or(f64::NAN);
         for (at, recipe) in recipes.iter().enumerate() {
             // The plain run beside each, so that a slow moment of the machine hits both.
             let plain = run(session, prompt, &Recipe::plain(), tokens)?;
@@ -356,4 +361,20 @@ pub fn tune(
     let (methods, speedup) =
         trials.iter().find(worth).map_or((json!([]), 1.0), |t| (t.methods.clone(), t.speedup));
     Ok(Tuning { trials, methods, speedup })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_hold_if_they_are_as_good_and_somebody_can_tell() {
+        let answers = |right, plain, asked| Worth::Answers { right, plain, asked }.holds();
+        assert!(answers(20, 20, 20) && answers(20, 21, 40) && answers(9, 5, 20));
+        assert!(!answers(18, 20, 20) && !answers(0, 0, 1) && !answers(4, 4, 20));
+        let texts = |own, distinct| {
+            Worth::Texts { perplexity: (own, 10.0), distinct: (distinct, 0.5) }.holds()
+        };
+        assert!(texts(10.4, 0.48) && !texts(10.6, 0.5) && !texts(10.0, 0.47));
+    }
 }

@@ -119,11 +119,16 @@ pub fn of(exactness: Exactness, arms: &[Arm], claims: &[ClaimLine], curve: &Cost
 /// plain run's.
 pub(crate) const WORSE: f64 = 1.05;
 
+/// Whether the plain run is right in too few of the answers asked for a loss to show.
+pub(crate) fn is_too_seldom(plain: usize, asked: usize) -> bool {
+    plain * 4 < asked
+}
+
 /// What is wrong with the answers of a method, where each prompt has one right one.
 fn answers(method: &Row, plain: Option<&Row>, control: Option<&Row>) -> Option<(Word, String)> {
     let (own, asked) = (method.text.right?, method.text.texts);
     let plain = plain?.text.right?;
-    if plain * 4 < asked {
+    if is_too_seldom(plain, asked) {
         let what = format!(
             "but the plain run has {plain} of {asked} answers right: too few for a loss to show"
         );
@@ -197,7 +202,7 @@ pub fn of_retention(retention: &Retention, rival: Option<&str>) -> Verdict {
         point.memory(),
         plain.right
     );
-    if plain.right * 4 < plain.asked {
+    if is_too_seldom(plain.right, plain.asked) {
         let reason = format!("the model answers too few questions for a loss to show: {held}");
         return say(Word::NotHere, reason);
     }

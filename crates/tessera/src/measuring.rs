@@ -174,21 +174,28 @@ pub(crate) struct Prompts {
 }
 
 impl Prompts {
-    /// The user's own prompts, if there are some: to be read before a model is loaded.
-    pub(crate) fn own(&self) -> anyhow::Result<Option<Workload>> {
-        Ok(self.workload.as_deref().map(Workload::read).transpose()?)
+    /// The prompts, as far as they are known before a model is loaded: the user's own, or ours for a method
+    /// that takes no part in filling masks (`canvas`).
+    pub(crate) fn known(&self, canvas: bool) -> anyhow::Result<Option<Workload>> {
+        let all = match (&self.workload, canvas) {
+            (Some(path), _) => Workload::read(path)?,
+            (None, false) => Workload::built_in()?,
+            (None, true) => return Ok(None),
+        };
+        Ok(Some(all.only(&self.category)?))
     }
 
-    /// The prompts: those that were read, or ours that suit the model; `canvas` says whether the method
-    /// takes part in filling masks.
+    /// The prompts: those that are known, or ours that suit the model.
     pub(crate) fn choose(
         &self,
-        own: Option<Workload>,
+        known: Option<Workload>,
         session: &Session,
         canvas: bool,
     ) -> anyhow::Result<Workload> {
-        let all = own.map_or_else(|| Workload::usual(session, canvas), Ok)?;
-        Ok(all.only(&self.category)?)
+        match known {
+            Some(all) => Ok(all),
+            None => Ok(Workload::usual(session, canvas)?.only(&self.category)?),
+        }
     }
 
     pub(crate) fn command(&self) -> String {

@@ -62,3 +62,27 @@ fn promises_are_tried() {
     assert!(text.contains("residual promises to be distribution-exact"), "{text}");
     assert!(text.contains("toy llama, all texts of 4 tokens"), "{text}");
 }
+
+#[test]
+fn a_transcriber_is_asked_what_was_said() {
+    // One prompt, as this must not take long; the model travels inside the program.
+    let own = "{\"text\": \"theoredabear seeh a small boat.________________________________|\", \"raw\": true, \
+               \"answer\": \"the red bear sees a small boat.\", \"room\": 64}\n";
+    std::fs::write(toy::file("said.jsonl"), own).unwrap();
+    let flags = ["-m", "tessera-transcriber", "--repeat", "1", "--workload", "said.jsonl"];
+    let arguments: Vec<&str> = ["check", "threshold"].iter().chain(&flags).copied().collect();
+    let text = toy::works(&arguments, "");
+    assert!(text.contains("own: right answers of those asked"), "{text}");
+    // The built-in prompts are the model's own kind.
+    let flags = ["-m", "tessera-transcriber", "--category", "storys"];
+    let arguments: Vec<&str> = ["check", "threshold"].iter().chain(&flags).copied().collect();
+    let ran = toy::tessera(&arguments, "");
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("category `storys` is not there"), "{}", ran.err);
+    let own = "{\"text\": \"a|\", \"answer\": \"the red bear\", \"room\": 3}\n";
+    std::fs::write(toy::file("small.jsonl"), own).unwrap();
+    let flags = ["-m", "tessera-transcriber", "--workload", "small.jsonl"];
+    let arguments: Vec<&str> = ["check", "threshold"].iter().chain(&flags).copied().collect();
+    let ran = toy::tessera(&arguments, "");
+    assert!(ran.code == 2 && ran.err.contains("room = 3 is too little"), "{}", ran.err);
+}

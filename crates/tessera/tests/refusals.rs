@@ -37,6 +37,23 @@ fn command_lines_that_cannot_be_read() {
 }
 
 #[test]
+fn corpora_and_segments_that_cannot_be_made() {
+    insta::assert_snapshot!(said(&[
+        &["corpus", "x.txt", "--misheard", "0.1"],
+        &["corpus", "x.txt", "--utterances", "3", "--misheard", "2"],
+        &["corpus", "x.txt", "--utterances", "3", "--frames", "0"],
+        &["corpus", "x.txt", "--utterances", "3", "--stories", "2"],
+        &["zonkey", "train"],
+        &["run", "./toy.gguf", "hi", "--method", "zonkey"],
+    ]));
+    // In a build with candle it would ask for the file instead.
+    if cfg!(not(feature = "candle")) {
+        let said = said(&[&["zonkey", "sample", "nothing.safetensors"]]);
+        assert!(said.contains("build with `--features candle`"), "{said}");
+    }
+}
+
+#[test]
 fn models_that_are_not_there_or_no_models() {
     insta::assert_snapshot!(said(&[
         &["run", "smolm2", "hi"],

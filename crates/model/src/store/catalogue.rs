@@ -244,7 +244,7 @@ mod tests {
                 Source::Hub { .. } | Source::Embedded {} => 0,
             })
             .collect();
-        assert_eq!(parts, [1, 6, 22, 4, 0, 0, 0, 0, 1]);
+        assert_eq!(parts, [1, 6, 22, 4, 0, 0, 0, 0, 0, 1]);
         assert_eq!(
             catalogue.get("Qwen2.5-Coder:0.5B").unwrap().file_name(),
             "qwen2.5-coder-0.5b.gguf"

@@ -134,9 +134,9 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
     }
     suits(entry, &call)?;
     let mut plan = arguments.plan()?;
-    let own = arguments.prompts.own()?;
+    let known = arguments.prompts.known(fills_masks(entry))?;
     let loaded = arguments.models.open(globals)?;
-    let workload = arguments.prompts.choose(own, &loaded.target, fills_masks(entry))?;
+    let workload = arguments.prompts.choose(known, &loaded.target, fills_masks(entry))?;
     let model = loaded.model();
     let mut lineup = Lineup::new(METHODS, &call, &with, &trial::offer(model))?;
     let count = arguments.count.unwrap_or(if arguments.quick { 2 } else { usize::MAX });

@@ -56,9 +56,10 @@ struct Found {
 const CONTEXT: usize = 256;
 
 pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()> {
-    let own = arguments.prompts.own()?;
+    // What kind of model it is, only its file says.
+    let known = arguments.prompts.known(true)?;
     let Loaded { target: session } = arguments.models.open(globals)?;
-    let workload = arguments.prompts.choose(own, &session, session.filling().is_some())?;
+    let workload = arguments.prompts.choose(known, &session, session.filling().is_some())?;
     let repeats = if arguments.quick { 5 } else { 11 };
     let bar = SlowBar::new("measuring the cost of a pass", repeats as u64 + 1, globals.quiet);
     let context = CONTEXT.min(session.info().context / 2);

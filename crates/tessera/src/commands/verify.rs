@@ -77,9 +77,9 @@ pub(crate) fn run(globals: &Globals, arguments: &Arguments) -> anyhow::Result<()
         );
         return Err(BadUsage(what).into());
     }
-    let own = arguments.prompts.own()?;
+    let known = arguments.prompts.known(fills_masks(entry))?;
     let loaded = arguments.models.open(globals)?;
-    let workload = arguments.prompts.choose(own, &loaded.target, fills_masks(entry))?;
+    let workload = arguments.prompts.choose(known, &loaded.target, fills_masks(entry))?;
     let model = loaded.model();
     let recipes = recipes(METHODS, &call, &with, &trial::offer(model))?
         .into_iter()
