@@ -7,7 +7,10 @@ use super::Model;
 use super::generate::joined;
 use crate::Result;
 
-/// Agreement of cuts with the beginnings of words, beside three simpler ways to cut as often.
+/// Most characters between where cuts are and the spaces that they go with.
+const OFFSETS: i64 = 3;
+
+/// Agreement of cuts with words, beside three simpler ways to cut as often.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cuts {
     /// F1 of the learnt starts.
@@ -33,11 +36,25 @@ pub struct Report {
     pub words: Cuts,
     /// Segments that begin with a space.
     pub spaces: Cuts,
+    /// Segments that begin at the same place before or behind each space, up to three characters away: each
+    /// way to cut at its best place.
+    pub near: Cuts,
+    /// That place for the learnt starts, in characters behind the space.
+    pub offset: i64,
 }
 
 fn f1(found: &[usize], wanted: &[usize]) -> f64 {
     let both = found.iter().filter(|f| wanted.contains(f)).count() as f64;
     2.0 * both / (found.len() + wanted.len()).max(1) as f64
+}
+
+/// The best agreement with places equally far from `spaces`, and how far.
+fn best(found: &[usize], spaces: &[usize]) -> (f64, i64) {
+    let at = |offset: i64| -> Vec<usize> {
+        spaces.iter().filter_map(|&p| p.checked_add_signed(offset as isize)).collect()
+    };
+    let all = (-OFFSETS..=OFFSETS).map(|offset| (f1(found, &at(offset)), offset));
+    all.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, 0))
 }
 
 /// Entropy of the character behind each pair, in nats, counted on a text.
@@ -95,6 +112,7 @@ pub fn measure(model: &Model, training: &[u32], held_out: &[u32], length: usize)
         wanted[0].extend((1..length).filter(|&p| is_space(p - 1)).map(|p| base + p));
         wanted[1].extend((1..length).filter(|&p| is_space(p)).map(|p| base + p));
     }
+    let near = cuts.each_ref().map(|cuts| best(cuts, &wanted[1]));
     let against = |wanted: &[usize]| {
         let [learnt, random, even, entropy] = [0, 1, 2, 3].map(|i| f1(&cuts[i], wanted));
         Cuts { learnt, random, even, entropy }
@@ -105,6 +123,8 @@ pub fn measure(model: &Model, training: &[u32], held_out: &[u32], length: usize)
         segment: characters as f64 / segments.max(1) as f64,
         words: against(&wanted[0]),
         spaces: against(&wanted[1]),
+        near: Cuts { learnt: near[0].0, random: near[1].0, even: near[2].0, entropy: near[3].0 },
+        offset: near[0].1,
     })
 }
 
@@ -117,6 +137,7 @@ mod tests {
         assert_eq!(f1(&[1, 5, 9], &[1, 5, 9]), 1.0);
         assert!((f1(&[1, 5], &[1, 5, 9, 12]) - 2.0 / 3.0).abs() < 1e-12);
         assert_eq!(f1(&[], &[3]), 0.0);
+        assert_eq!(best(&[3, 8, 12], &[1, 5, 10, 14]), (1.0, -2));
         let text = [0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 2];
         let found = entropies(&text, &[0, 0, 1, 0]);
         assert!((found[2] - 2f64.ln()).abs() < 1e-9 && found[3] == 0.0);

@@ -218,13 +218,18 @@ mod with_candle {
             r.segment
         );
         let _ = writeln!(text, "agreement with words (F1)   learnt  random  even  entropy");
-        for (what, cuts) in [("begin behind a space", r.words), ("begin with a space", r.spaces)] {
+        for (what, cuts) in [
+            ("begin behind a space", r.words),
+            ("begin with a space", r.spaces),
+            ("begin equally far from one", r.near),
+        ] {
             let Cuts { learnt, random, even, entropy } = cuts;
             let _ = writeln!(
                 text,
                 "{what:<26}  {learnt:>6.2}  {random:>6.2}  {even:>4.2}  {entropy:>7.2}"
             );
         }
+        let _ = writeln!(text, "learnt starts lie {} characters behind spaces", r.offset);
         text
     }
 
