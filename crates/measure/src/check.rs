@@ -147,9 +147,7 @@ impl Turn<'_> {
         }
         request.max_tokens = Some(self.plan.tokens);
         if let Some(expected) = &self.task.expected {
-            request.max_tokens = Some(expected.length);
-            request.canvas.template.clone_from(&expected.template);
-            request.canvas.prior.clone_from(&expected.rough);
+            expected.ask(&mut request);
         }
         let mut order: Vec<usize> = (0..arms.len()).collect();
         if turn % 2 == 1 {

@@ -206,10 +206,8 @@ fn run(
         ..prompt.request.clone()
     };
     if let Some(expected) = &prompt.expected {
-        request.max_tokens = Some(expected.length);
+        expected.ask(&mut request);
         request.ignore_end = false;
-        request.canvas.template.clone_from(&expected.template);
-        request.canvas.prior.clone_from(&expected.rough);
     }
     let never = AtomicBool::new(false);
     Ok(trial::run(session.model(), &mut session.sequence()?, &request, &never)?)

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tessera_core::{Position, TokenId};
 use tessera_learn::corpus::{speech, tasks};
-use tessera_runtime::{Message, Prompt, Session};
+use tessera_runtime::{Message, Prompt, Request, Session};
 
 use crate::error::{Error, Result};
 
@@ -114,6 +114,13 @@ pub struct Expected {
 }
 
 impl Expected {
+    /// Asks for it: as many tokens, with what stands behind it and the rough answer.
+    pub fn ask(&self, request: &mut Request) {
+        request.max_tokens = Some(self.length);
+        request.canvas.template.clone_from(&self.template);
+        request.canvas.prior.clone_from(&self.rough);
+    }
+
     /// Whether an answer is right.
     pub fn is_met(&self, answer: &[TokenId]) -> bool {
         if self.whole { answer == self.tokens } else { answer.starts_with(&self.tokens) }

@@ -113,6 +113,23 @@ fn file_name(path: &str) -> String {
     name.map_or_else(|| path.to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
+/// A call of a method with settings as they are typed, `key=value` each.
+pub(crate) fn with_settings(
+    entry: &MethodEntry,
+    settings: &[String],
+) -> anyhow::Result<MethodCall> {
+    let mut call = MethodCall { id: entry.slug.to_owned(), ..MethodCall::default() };
+    for setting in settings {
+        let Some((key, value)) = setting.split_once('=') else {
+            let what = format!("--setting {setting}: write key=value");
+            return Err(BadUsage(what).into());
+        };
+        let (key, value) = (key.trim(), value.trim());
+        call.settings.insert(key.to_owned(), entry.value(key, value)?);
+    }
+    Ok(call)
+}
+
 /// The method of a measurement.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Chosen {
@@ -134,16 +151,7 @@ impl Chosen {
 
     /// The method with its settings, and the others.
     pub(crate) fn calls(&self) -> anyhow::Result<(MethodCall, Vec<MethodCall>)> {
-        let entry = self.entry()?;
-        let mut call = MethodCall { id: entry.slug.to_owned(), ..MethodCall::default() };
-        for setting in &self.settings {
-            let Some((key, value)) = setting.split_once('=') else {
-                let what = format!("--setting {setting}: write key=value");
-                return Err(BadUsage(what).into());
-            };
-            let (key, value) = (key.trim(), value.trim());
-            call.settings.insert(key.to_owned(), entry.value(key, value)?);
-        }
+        let call = with_settings(self.entry()?, &self.settings)?;
         let with = self.with.iter().map(|text| MethodCall::parse(METHODS, text));
         Ok((call, with.collect::<tessera_core::Result<_>>()?))
     }

@@ -139,6 +139,7 @@ mod tests {
             let one = Utterance::new(1, index, Ear::USUAL);
             assert_eq!(one, Utterance::new(1, index, Ear::USUAL));
             assert!(one.said.len() < WINDOW && one.frames.len() == WINDOW);
+            assert!(!one.said.contains(SEPARATOR) && !one.frames.contains("\n\n"));
             assert_eq!((heard(&one).len(), one.rough.as_str()), (one.said.len(), heard(&one)));
             wrong += one.said.chars().zip(heard(&one).chars()).filter(|(a, b)| a != b).count();
             letters += one.said.len();

@@ -76,14 +76,13 @@ pub(crate) use with_candle::run;
 
 #[cfg(feature = "candle")]
 mod with_candle {
-    use std::collections::BTreeMap;
     use std::fmt::Write;
     use std::path::Path;
     use std::sync::atomic::Ordering;
 
     use anyhow::Context as _;
     use serde::Serialize;
-    use tessera_core::entry::find;
+    use tessera_core::entry::{find, read_as};
     use tessera_learn::zonkey::Settings;
     use tessera_learn::zonkey::report::{Cuts, Report, measure};
     use tessera_learn::zonkey::trainer::{Losses, Order, Run, open};
@@ -94,6 +93,7 @@ mod with_candle {
     use crate::Globals;
     use crate::failure::BadUsage;
     use crate::interrupt;
+    use crate::measuring::with_settings;
     use crate::slow_bar::SlowBar;
 
     /// Steps between two checkpoints.
@@ -155,16 +155,8 @@ mod with_candle {
         given: &[String],
     ) -> anyhow::Result<()> {
         let entry = find(METHODS, "zonkey")?;
-        let mut call = BTreeMap::new();
-        for setting in given {
-            let Some((key, value)) = setting.split_once('=') else {
-                return Err(BadUsage(format!("--setting {setting}: write key=value")).into());
-            };
-            let (key, value) = (key.trim(), value.trim());
-            call.insert(key.to_owned(), entry.value(key, value)?);
-        }
-        let settings: Settings =
-            tessera_core::entry::read_as("zonkey", &entry.resolve(&call.into_iter().collect())?)?;
+        let call = with_settings(entry, given)?;
+        let settings: Settings = read_as("zonkey", &entry.resolve(&call.settings)?)?;
         let read = std::fs::read_to_string(text)
             .with_context(|| format!("cannot read {}", text.display()))?;
         let mut run = Run::open(&read, settings, order, out)?;
